@@ -1,0 +1,5 @@
+//! dtk
+pub mod base;
+pub mod error;
+pub mod tensor;
+pub use error::{Error, Result};

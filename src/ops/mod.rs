@@ -1,0 +1,108 @@
+//! Operations: one op, one name.
+//!
+//! An op is a small parameter struct (`Conv2d { stride, .. }`) in a file named after it, which reads top to bottom:
+//! formula, parameters, shape rule, CPU forward, gradient under the forward, f64 reference, case list. The device
+//! kernel of op `x` is `kernels/x.cu`, its test, bench and golden tensors are called `x` too.
+//!
+//! [`for_each_op!`](crate::for_each_op) is the one list from which registry, tests and benches are made.
+
+mod case;
+mod run;
+
+pub use case::{Case, Fill, Input};
+pub use run::run;
+
+use crate::base::Shape;
+use crate::error::Result;
+use crate::tensor::Tensor;
+use std::fmt::Debug;
+
+/// Calls `$then!` with the snake_case names of all ops, comma separated.
+#[macro_export]
+macro_rules! for_each_op {
+    ($then:ident) => {
+        $then! {
+            adaptive_avg_pool, add, attention, attention_transfer, avg_pool, batch_norm, concat, conv2d,
+            cross_entropy, dice, drop_path, dropout, embedding, gelu, global_avg_pool, group_norm, layer_norm,
+            linear, max_pool, relu, resize, scale, silu, softmax, weighted_sum, whiten_mse,
+        }
+    };
+}
+
+macro_rules! modules {
+    ($($op:ident,)*) => {
+        $(pub mod $op;)*
+        /// Every op, sorted by name.
+        pub const REGISTRY: &[Entry] = &[$(Entry { name: stringify!($op), cases: $op::cases },)*];
+    };
+}
+for_each_op!(modules);
+
+/// One line of the registry.
+pub struct Entry {
+    /// The op's name.
+    pub name: &'static str,
+    /// Its test and benchmark cases.
+    pub cases: fn() -> Vec<Case>,
+}
+
+/// What an op's forward pass makes.
+pub struct Forward {
+    /// The result.
+    pub y: Tensor,
+    /// Small tensors that only the backward pass needs (row statistics, say), appended to [`Op::save`].
+    pub extra: Vec<Tensor>,
+    /// Results without a gradient for the caller (batch statistics).
+    pub aux: Vec<Tensor>,
+}
+
+impl From<Tensor> for Forward {
+    fn from(y: Tensor) -> Self {
+        Forward { y, extra: Vec::new(), aux: Vec::new() }
+    }
+}
+
+/// What an op's backward pass gets.
+pub struct Backward<'a> {
+    /// Gradient of the loss with respect to the op's result.
+    pub gy: &'a Tensor,
+    /// The tensors of [`Op::save`], then those of [`Forward::extra`].
+    pub saved: &'a [Tensor],
+    /// Shapes of the inputs.
+    pub inputs: &'a [Shape],
+    /// Which inputs want a gradient; at least one does.
+    pub needs: &'a [bool],
+}
+
+/// A differentiable operation with one result.
+///
+/// The parameters live in the implementing struct; tensors come in as `inputs`. [`run`] checks the shapes and
+/// picks the device, so an implementation may rely on [`Op::output_shape`] having succeeded.
+pub trait Op: Debug + Send + Sync {
+    /// The op's name, equal to its file's.
+    fn name(&self) -> &'static str;
+
+    /// Shape rule: the result's shape, or an error that names op and shapes.
+    fn output_shape(&self, inputs: &[Shape]) -> Result<Shape>;
+
+    /// Forward pass on the CPU in f32.
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Forward>;
+
+    /// The tensors, out of the inputs and the result, that the backward pass needs. Whatever is not returned here
+    /// can be freed as soon as nobody else uses it.
+    fn save(&self, inputs: &[&Tensor], y: &Tensor) -> Vec<Tensor>;
+
+    /// Gradients with respect to the inputs on the CPU in f32: `None` where none is wanted or none exists.
+    fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>>;
+
+    /// The definition in f64, written for clarity: `inputs` are f64 tensors (labels i64).
+    fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor>;
+
+    /// Floating-point operations of the forward pass (a multiply-add counts two).
+    fn flops(&self, inputs: &[Shape]) -> u64;
+
+    /// Bytes of scratch memory the CPU forward pass allocates beside its result.
+    fn scratch_bytes(&self, _inputs: &[Shape]) -> usize {
+        0
+    }
+}
