@@ -1,5 +1,8 @@
 //! dtk
 pub mod base;
+pub mod cpu;
 pub mod error;
+pub mod ops;
+pub mod tape;
 pub mod tensor;
 pub use error::{Error, Result};

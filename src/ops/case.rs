@@ -30,7 +30,11 @@ impl Case {
 
     /// The input tensors (f32, labels i64), the same for the same `seed`.
     pub fn tensors(&self, seed: u64) -> Vec<Tensor> {
-        self.inputs.iter().enumerate().map(|(i, input)| input.make(Philox::new(seed).fold(i as u64))).collect()
+        self.inputs
+            .iter()
+            .enumerate()
+            .map(|(i, input)| input.make(Philox::new(seed).fold(i as u64)))
+            .collect()
     }
 
     /// The shapes of the inputs.

@@ -7,6 +7,7 @@
 //! [`for_each_op!`](crate::for_each_op) is the one list from which registry, tests and benches are made.
 
 mod case;
+pub mod check;
 mod run;
 
 pub use case::{Case, Fill, Input};

@@ -1,0 +1,18 @@
+//! PLACEHOLDER adaptive_avg_pool
+use super::*;
+
+/// placeholder
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct AdaptiveAvgPool { pub out: [usize; 2] }
+impl Op for AdaptiveAvgPool {
+    fn name(&self) -> &'static str { "adaptive_avg_pool" }
+    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
+    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
+    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
+    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
+    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
+    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+}
+/// cases
+pub fn cases() -> Vec<Case> { Vec::new() }

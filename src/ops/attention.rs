@@ -1,0 +1,22 @@
+//! PLACEHOLDER attention
+use super::*;
+/// o
+#[derive(Clone,Copy,Debug,PartialEq,Eq)]
+pub enum QkvOrder { /// l
+Legacy, /// n
+New }
+/// placeholder
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Attention { pub heads: usize, pub order: QkvOrder }
+impl Op for Attention {
+    fn name(&self) -> &'static str { "attention" }
+    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
+    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
+    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
+    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
+    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
+    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+}
+/// cases
+pub fn cases() -> Vec<Case> { Vec::new() }

@@ -1,0 +1,23 @@
+//! PLACEHOLDER resize
+use super::*;
+/// m
+#[derive(Clone,Copy,Debug,PartialEq,Eq)]
+pub enum ResizeMode { /// n
+Nearest, /// b
+Bilinear { /// a
+align_corners: bool } }
+/// placeholder
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Resize { pub mode: ResizeMode, pub out: [usize; 2] }
+impl Op for Resize {
+    fn name(&self) -> &'static str { "resize" }
+    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
+    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
+    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
+    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
+    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
+    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+}
+/// cases
+pub fn cases() -> Vec<Case> { Vec::new() }

@@ -1,0 +1,23 @@
+//! PLACEHOLDER whiten_mse
+use super::*;
+/// w
+#[derive(Clone,Copy,Debug,PartialEq,Eq)]
+pub enum Whiten { /// chw
+Sample, /// c
+Channel, /// n
+None }
+/// placeholder
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct WhitenMse { pub whiten: Whiten, pub eps: f32 }
+impl Op for WhitenMse {
+    fn name(&self) -> &'static str { "whiten_mse" }
+    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
+    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
+    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
+    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
+    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
+    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+}
+/// cases
+pub fn cases() -> Vec<Case> { Vec::new() }
