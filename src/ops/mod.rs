@@ -102,6 +102,11 @@ pub trait Op: Debug + Send + Sync {
     /// Floating-point operations of the forward pass (a multiply-add counts two).
     fn flops(&self, inputs: &[Shape]) -> u64;
 
+    /// Whether the op is made of others (recomputation of a block). Its backward pass then runs on planning tensors too.
+    fn is_composite(&self) -> bool {
+        false
+    }
+
     /// Bytes of scratch memory the CPU forward pass allocates beside its result.
     fn scratch_bytes(&self, _inputs: &[Shape]) -> usize {
         0

@@ -5,7 +5,6 @@ use crate::base::Shape;
 use crate::error::{Error, Result};
 use crate::ops::{self, Backward, Op};
 use crate::tensor::{Device, Tensor};
-use std::sync::Arc;
 
 /// A tensor that may be part of a recorded computation. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,7 +41,7 @@ impl Var {
 }
 
 struct Node<'a> {
-    op: Option<Arc<dyn Op + 'a>>,
+    op: Option<Box<dyn Op + 'a>>,
     parents: Vec<Option<usize>>,
     saved: Vec<Tensor>,
     inputs: Vec<Shape>,
@@ -137,15 +136,33 @@ impl<'a> Tape<'a> {
         if !recorded {
             return Ok((Var { tensor: out.y, node: None }, out.aux));
         }
-        let mut saved = op.save(&tensors, &out.y);
-        saved.extend(out.extra);
+        Ok((self.record(op, inputs, out.y, out.extra), out.aux))
+    }
+
+    /// Records an op whose result is already known. `extra` is appended to what [`Op::save`] keeps.
+    pub fn record(&mut self, op: impl Op + 'a, inputs: &[&Var], y: Tensor, extra: Vec<Tensor>) -> Var {
+        let tensors: Vec<&Tensor> = inputs.iter().map(|v| &v.tensor).collect();
+        let mut saved = op.save(&tensors, &y);
+        saved.extend(extra);
         self.nodes.push(Node {
             parents: inputs.iter().map(|v| v.node).collect(),
             inputs: tensors.iter().map(|t| t.shape()).collect(),
             saved,
-            op: Some(Arc::new(op)),
+            op: Some(Box::new(op)),
         });
-        Ok((Var { tensor: out.y, node: Some(self.nodes.len() - 1) }, out.aux))
+        Var { tensor: y, node: Some(self.nodes.len() - 1) }
+    }
+
+    /// Adds the steps of another traced tape, e.g. of a part that was run apart.
+    pub fn extend_steps(&mut self, other: &Tape<'_>) {
+        if let Some(steps) = &mut self.steps {
+            steps.extend_from_slice(other.steps());
+        }
+    }
+
+    /// Whether executed operations are listed.
+    pub fn is_tracing(&self) -> bool {
+        self.steps.is_some()
     }
 
     /// Runs backward from one scalar with gradient 1.
@@ -195,7 +212,8 @@ impl<'a> Tape<'a> {
             let ctx = Backward { gy: &gy, saved: &node.saved, inputs: &node.inputs, needs: &needs };
             let results = match gy.device() {
                 Device::Cpu => op.backward(&ctx).map_err(|e| e.with_op(op.name()))?,
-                Device::Meta => plan_backward(&*op, &ctx),
+                Device::Meta if !op.is_composite() => plan_backward(&*op, &ctx),
+                Device::Meta => op.backward(&ctx)?,
             };
             debug_assert_eq!(results.len(), node.parents.len(), "{} must answer for every input", op.name());
             drop(node.saved);

@@ -65,6 +65,12 @@ impl Tensor {
         Tensor { shape, storage: Arc::new(Storage::meta(shape.elems(), dtype, ledger)) }
     }
 
+    /// Like [`Tensor::meta`], but its own bytes do not count: for values that live outside the planned part.
+    pub fn meta_uncounted(shape: impl Into<Shape>, dtype: DType, ledger: &Arc<Ledger>) -> Self {
+        let shape = shape.into();
+        Tensor { shape, storage: Arc::new(Storage::meta_uncounted(shape.elems(), dtype, ledger)) }
+    }
+
     /// The dimensions.
     pub fn shape(&self) -> Shape {
         self.shape
