@@ -1,5 +1,6 @@
 //! dtk
 pub mod base;
+pub mod checkpoint;
 pub mod error;
 pub mod tensor;
 pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! A pickle and archive writer for tests: what `torch.save` writes, and what it never would.
