@@ -57,11 +57,16 @@ impl Shape {
     /// More than [`MAX_RANK`] dimensions, or a product that does not fit in memory addresses.
     pub fn from_slice(dims: &[usize]) -> Result<Self> {
         if dims.len() > MAX_RANK {
-            return Err(Error::shape("shape", format!("{} dimensions are more than {MAX_RANK}: {dims:?}", dims.len())));
+            return Err(Error::shape(
+                "shape",
+                format!("{} dimensions are more than {MAX_RANK}: {dims:?}", dims.len()),
+            ));
         }
         dims.iter()
             .try_fold(1usize, |p, &d| p.checked_mul(d).filter(|&p| p <= isize::MAX as usize / 8))
-            .ok_or_else(|| Error::shape("shape", format!("{dims:?} has more elements than memory can address")))?;
+            .ok_or_else(|| {
+                Error::shape("shape", format!("{dims:?} has more elements than memory can address"))
+            })?;
         let mut out = Shape { dims: [1; MAX_RANK], rank: dims.len() as u8 };
         out.dims[..dims.len()].copy_from_slice(dims);
         Ok(out)

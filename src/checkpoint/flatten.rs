@@ -67,7 +67,9 @@ impl<'a> Walk<'a, '_> {
                 self.budget = left;
                 Ok(())
             }
-            None => Err(self.bad("the containers refer to each other so often that naming all leaves has no end")),
+            None => {
+                Err(self.bad("the containers refer to each other so often that naming all leaves has no end"))
+            }
         }
     }
 

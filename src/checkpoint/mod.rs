@@ -10,8 +10,12 @@ mod node;
 mod opcodes;
 mod pickle;
 mod pt;
+#[cfg(test)]
+mod pt_tests;
 mod report;
 mod state_dict;
+#[cfg(test)]
+mod state_dict_tests;
 #[cfg(test)]
 mod testing;
 mod view;

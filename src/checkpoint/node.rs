@@ -56,8 +56,8 @@ impl Global {
             ("torch", "device") => Global::Device,
             (
                 "torch",
-                "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "int16" | "int8" | "uint8"
-                | "bool",
+                "float32" | "float64" | "float16" | "bfloat16" | "int64" | "int32" | "int16" | "int8"
+                | "uint8" | "bool",
             ) => Global::Constant,
             ("torch", "FloatStorage") => Global::Storage(Stored::F32),
             ("torch", "DoubleStorage") => Global::Storage(Stored::F64),
@@ -67,7 +67,9 @@ impl Global {
             ("torch", "IntStorage") => Global::Storage(Stored::I32),
             ("torch", "ShortStorage") => Global::Storage(Stored::I16),
             ("torch", "CharStorage") => Global::Storage(Stored::I8),
-            ("torch", "ByteStorage") | ("torch.storage" | "torch", "UntypedStorage") => Global::Storage(Stored::U8),
+            ("torch", "ByteStorage") | ("torch.storage" | "torch", "UntypedStorage") => {
+                Global::Storage(Stored::U8)
+            }
             ("torch", "BoolStorage") => Global::Storage(Stored::Bool),
             _ => return None,
         })

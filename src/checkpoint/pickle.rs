@@ -310,7 +310,9 @@ impl<'a> Machine<'a> {
                 op::FRAME => {
                     let n = self.len64()?;
                     if n > self.bytes.len() - self.pos {
-                        return Err(self.bad(format!("a frame of {n} bytes is announced, the file has fewer")));
+                        return Err(
+                            self.bad(format!("a frame of {n} bytes is announced, the file has fewer"))
+                        );
                     }
                 }
                 op::STOP => {

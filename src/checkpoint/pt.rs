@@ -77,8 +77,11 @@ impl PtFile {
             let order = member.read(path, &mut archive, 0..member.bytes.min(16))?;
             if order != b"little" {
                 let order = String::from_utf8_lossy(&order).escape_debug().to_string();
-                return Err(Error::format(path, format!("the byte order is \"{order}\", only \"little\" is read"))
-                    .with_remedy("save the file again on a little-endian machine"));
+                return Err(Error::format(
+                    path,
+                    format!("the byte order is \"{order}\", only \"little\" is read"),
+                )
+                .with_remedy("save the file again on a little-endian machine"));
             }
         }
         let member = zip(&archive, names[&format!("{prefix}data.pkl")])?;
@@ -111,7 +114,12 @@ impl PtFile {
                 Entry { index: member.index, stored: member.stored, bytes: member.bytes, view, leaf },
             );
         }
-        Ok(PtFile { path: path.to_path_buf(), archive: Mutex::new(archive), tensors, scalars: leaves.scalars })
+        Ok(PtFile {
+            path: path.to_path_buf(),
+            archive: Mutex::new(archive),
+            tensors,
+            scalars: leaves.scalars,
+        })
     }
 
     /// The path it was opened from.
@@ -166,7 +174,12 @@ struct Member {
 }
 
 impl Member {
-    fn check<R: Read + Seek>(path: &Path, archive: &ZipArchive<R>, index: usize, file_len: u64) -> Result<Self> {
+    fn check<R: Read + Seek>(
+        path: &Path,
+        archive: &ZipArchive<R>,
+        index: usize,
+        file_len: u64,
+    ) -> Result<Self> {
         let entry = archive.by_index_data(index).map_err(|e| zip_error(path, e))?;
         let (bytes, packed) = (entry.size(), entry.compressed_size());
         let stored = match entry.compression() {
@@ -196,7 +209,9 @@ impl Member {
             Error::format(path, "a zip entry ends before its claimed length")
                 .with_remedy("copy the file again, it is damaged")
         };
-        let io = |e| Error::io(path, "cannot read a zip entry", e).with_remedy("copy the file again, it is damaged");
+        let io = |e| {
+            Error::io(path, "cannot read a zip entry", e).with_remedy("copy the file again, it is damaged")
+        };
         let want = range.end - range.start;
         // A stored entry cannot be longer than the file; a deflated one grows only as far as it really goes.
         let room = if self.stored { want } else { 0 };
@@ -263,12 +278,17 @@ fn storage_member(
 fn find_prefix<'a>(path: &Path, names: impl Iterator<Item = &'a String> + Clone) -> Result<String> {
     let mut found = names.clone().filter_map(|n| n.strip_suffix("data.pkl")).filter(|p| p.ends_with('/'));
     let (Some(prefix), None) = (found.next(), found.next()) else {
-        return Err(Error::format(path, "the zip archive is no PyTorch checkpoint: it has not exactly one data.pkl")
-            .with_remedy("give a file written by torch.save, or a safetensors file"));
+        return Err(Error::format(
+            path,
+            "the zip archive is no PyTorch checkpoint: it has not exactly one data.pkl",
+        )
+        .with_remedy("give a file written by torch.save, or a safetensors file"));
     };
     if names.clone().any(|n| n.strip_prefix(prefix) == Some("constants.pkl")) {
         return Err(Error::format(path, "this is a TorchScript archive, i.e. a program, not a state dict")
-            .with_remedy("save the weights in PyTorch: torch.save(torch.jit.load(path).state_dict(), new_path)"));
+            .with_remedy(
+                "save the weights in PyTorch: torch.save(torch.jit.load(path).state_dict(), new_path)",
+            ));
     }
     Ok(prefix.to_string())
 }

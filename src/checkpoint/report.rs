@@ -99,7 +99,12 @@ impl KeyReport {
 
 impl fmt::Display for KeyReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn list(f: &mut fmt::Formatter<'_>, title: &str, n: usize, keys: impl Iterator<Item = String>) -> fmt::Result {
+        fn list(
+            f: &mut fmt::Formatter<'_>,
+            title: &str,
+            n: usize,
+            keys: impl Iterator<Item = String>,
+        ) -> fmt::Result {
             if n == 0 {
                 return Ok(());
             }
@@ -135,8 +140,12 @@ mod tests {
     #[test]
     fn counts_every_kind() {
         let e = expected(&[("a", &[2]), ("b", &[3]), ("c", &[1]), ("bn.num_batches_tracked", &[])]);
-        let r = compare(&e, &found(&[("a", &[2]), ("b", &[3, 1]), ("d", &[1]), ("x.num_batches_tracked", &[])]));
-        assert_eq!((r.matched, &*r.missing, &*r.unexpected), (1, &["c".to_string()][..], &["d".to_string()][..]));
+        let r =
+            compare(&e, &found(&[("a", &[2]), ("b", &[3, 1]), ("d", &[1]), ("x.num_batches_tracked", &[])]));
+        assert_eq!(
+            (r.matched, &*r.missing, &*r.unexpected),
+            (1, &["c".to_string()][..], &["d".to_string()][..])
+        );
         assert_eq!(r.misshapen, [("b".to_string(), Shape::from([3]), Shape::from([3, 1]))]);
         assert!(!r.is_clean());
         let text = r.to_string();

@@ -61,7 +61,8 @@ impl StateDict {
         // safetensors: an 8-byte header length, then JSON.
         if head.len() == 9 && head[8] == b'{' && !head.starts_with(b"PK") {
             let file = SafetensorsFile::open(path)?;
-            let entries = file.names().map(|n| (n.to_string(), Stored { name: n.to_string(), leaf: 0 })).collect();
+            let entries =
+                file.names().map(|n| (n.to_string(), Stored { name: n.to_string(), leaf: 0 })).collect();
             let metadata = Arc::new(file.metadata().clone());
             return Ok(StateDict {
                 path: path.to_path_buf(),
@@ -100,7 +101,8 @@ impl StateDict {
             Error::format(&index, what).with_remedy("copy the folder again with its index and all shards")
         };
         let text = std::fs::read(&index).map_err(|e| Error::io(&index, "cannot read", e))?;
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(format!("not valid JSON: {e}")))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|e| bad(format!("not valid JSON: {e}")))?;
         let map = json.get("weight_map").and_then(|m| m.as_object());
         let map = map.ok_or_else(|| bad("there is no weight_map".into()))?;
         let mut files = Vec::new();
@@ -218,7 +220,10 @@ impl StateDict {
     fn strip(&self, prefix: &str) -> Self {
         let cut = |(n, s): (&String, &Stored)| {
             let rest = n.strip_prefix(prefix).filter(|r| !r.is_empty())?;
-            Some((rest.to_string(), Stored { name: s.name.clone(), leaf: s.leaf.saturating_sub(prefix.len()) }))
+            Some((
+                rest.to_string(),
+                Stored { name: s.name.clone(), leaf: s.leaf.saturating_sub(prefix.len()) },
+            ))
         };
         StateDict {
             path: self.path.clone(),
@@ -245,14 +250,19 @@ impl StateDict {
                 ([], Some(one)) if tops.len() == 1 => *one,
                 _ => {
                     let list = if known.is_empty() { tops.into_iter().collect() } else { known };
-                    return Err(Error::checkpoint(format!("the weights may be in any of: {}", list.join(", ")))
-                        .with_file(&self.path)
-                        .with_remedy(format!("choose one by its prefix, e.g. \"{}.\"", list[0])));
+                    return Err(Error::checkpoint(format!(
+                        "the weights may be in any of: {}",
+                        list.join(", ")
+                    ))
+                    .with_file(&self.path)
+                    .with_remedy(format!("choose one by its prefix, e.g. \"{}.\"", list[0])));
                 }
             };
             part = part.strip(&format!("{root}."));
         }
-        while let Some(w) = WRAPPERS.iter().find(|w| !part.is_empty() && part.names().all(|n| n.starts_with(**w))) {
+        while let Some(w) =
+            WRAPPERS.iter().find(|w| !part.is_empty() && part.names().all(|n| n.starts_with(**w)))
+        {
             let inner = part.strip(w);
             if inner.len() < part.len() {
                 break;

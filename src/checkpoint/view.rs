@@ -46,7 +46,9 @@ impl View {
                 .with_tensor("stride", format!("{:?}", t.strides))
                 .with_tensor("offset", t.offset)
                 .with_tensor("storage", format!("{} elements", t.storage.numel))
-                .with_remedy("save the tensors as contiguous copies: {k: v.contiguous().clone() for k, v in ...}")
+                .with_remedy(
+                    "save the tensors as contiguous copies: {k: v.contiguous().clone() for k, v in ...}",
+                )
         };
         let unsigned = |v: &[i64]| v.iter().map(|&x| u64::try_from(x).ok()).collect::<Option<Vec<u64>>>();
         let (Some(sizes), Some(strides), Ok(first)) =
@@ -117,7 +119,9 @@ impl View {
             let at: u64 = index.iter().zip(&self.strides).map(|(&i, &s)| i as u64 * s).sum();
             let at = at as usize * size;
             let element = bytes.get(at..at + size);
-            out.extend_from_slice(element.ok_or_else(|| Error::shape("checkpoint", "an element is outside the data"))?);
+            out.extend_from_slice(
+                element.ok_or_else(|| Error::shape("checkpoint", "an element is outside the data"))?,
+            );
             for d in (0..index.len()).rev() {
                 index[d] += 1;
                 if index[d] < self.shape[d] {

@@ -92,8 +92,12 @@ impl SafetensorsFile {
         };
         let bytes = &self.map[range.clone()];
         CpuBuffer::from_bytes(*dtype, bytes)
-            .ok_or_else(|| Error::format(&self.path, "data length is no multiple of the element size").with_key(name))
-            .and_then(|b| Tensor::new(*shape, Storage::Cpu(b)).map_err(|e| e.with_file(&self.path).with_key(name)))
+            .ok_or_else(|| {
+                Error::format(&self.path, "data length is no multiple of the element size").with_key(name)
+            })
+            .and_then(|b| {
+                Tensor::new(*shape, Storage::Cpu(b)).map_err(|e| e.with_file(&self.path).with_key(name))
+            })
     }
 }
 
@@ -140,7 +144,9 @@ pub fn write_safetensors(
         for (_, t) in &order {
             match t.storage() {
                 Storage::Cpu(b) => f.write_all(b.as_bytes())?,
-                Storage::Meta { .. } => return Err(std::io::Error::other("a tensor without data cannot be written")),
+                Storage::Meta { .. } => {
+                    return Err(std::io::Error::other("a tensor without data cannot be written"));
+                }
             }
         }
         Ok(())
@@ -175,7 +181,8 @@ pub fn write_atomically(
     };
     write().map_err(|e| {
         std::fs::remove_file(&temp).ok();
-        Error::io(path, "cannot write", e).with_remedy("check the free space and the permissions of the folder")
+        Error::io(path, "cannot write", e)
+            .with_remedy("check the free space and the permissions of the folder")
     })
 }
 

@@ -28,7 +28,12 @@ pub enum Storage {
 
 impl Storage {
     pub(super) fn meta(len: usize, dtype: DType, ledger: Option<&Arc<Ledger>>) -> Self {
-        Storage::Meta { len, dtype, ledger: ledger.cloned(), entry: Entry::new(ledger.cloned(), len * dtype.size()) }
+        Storage::Meta {
+            len,
+            dtype,
+            ledger: ledger.cloned(),
+            entry: Entry::new(ledger.cloned(), len * dtype.size()),
+        }
     }
 
     /// Number of elements.

@@ -5,14 +5,30 @@ use super::{Layout, Mapped, Reshape, is_affine, is_index};
 /// A parameter, whatever its name. Stages are 0 to 3; the blocks' and leaves' names stay text.
 enum Part<'a> {
     /// The stem: convolution, then LayerNorm.
-    Stem { norm: bool, leaf: &'a str },
+    Stem {
+        norm: bool,
+        leaf: &'a str,
+    },
     /// What leads to stage 1 to 3: LayerNorm, then convolution.
-    Downsample { stage: u8, norm: bool, leaf: &'a str },
-    Block { stage: u8, block: &'a str, part: Inner, leaf: &'a str },
+    Downsample {
+        stage: u8,
+        norm: bool,
+        leaf: &'a str,
+    },
+    Block {
+        stage: u8,
+        block: &'a str,
+        part: Inner,
+        leaf: &'a str,
+    },
     /// The LayerNorm behind the global pooling.
-    Norm { leaf: &'a str },
+    Norm {
+        leaf: &'a str,
+    },
     /// The classifier.
-    Head { leaf: &'a str },
+    Head {
+        leaf: &'a str,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,10 +121,13 @@ fn parse(layout: Layout, key: &str) -> Option<Part<'_>> {
         Layout::Detectron2 => return None,
     };
     let valid = match &part {
-        Part::Block { block, part, leaf, .. } => is_index(block) && (*part == Inner::Scale || is_affine(leaf)),
-        Part::Stem { leaf, .. } | Part::Downsample { leaf, .. } | Part::Norm { leaf } | Part::Head { leaf } => {
-            is_affine(leaf)
+        Part::Block { block, part, leaf, .. } => {
+            is_index(block) && (*part == Inner::Scale || is_affine(leaf))
         }
+        Part::Stem { leaf, .. }
+        | Part::Downsample { leaf, .. }
+        | Part::Norm { leaf }
+        | Part::Head { leaf } => is_affine(leaf),
     };
     valid.then_some(part)
 }
@@ -119,7 +138,9 @@ fn write(layout: Layout, part: &Part<'_>) -> Option<String> {
         (Layout::Detectron2, _) | (Layout::Mmseg, Part::Head { .. }) => return None,
         (Layout::Timm, Part::Stem { norm, leaf }) => format!("stem.{}.{leaf}", first(!norm)),
         (Layout::Torchvision, Part::Stem { norm, leaf }) => format!("features.0.{}.{leaf}", first(!norm)),
-        (Layout::Facebook, Part::Stem { norm, leaf }) => format!("downsample_layers.0.{}.{leaf}", first(!norm)),
+        (Layout::Facebook, Part::Stem { norm, leaf }) => {
+            format!("downsample_layers.0.{}.{leaf}", first(!norm))
+        }
         (Layout::Mmseg, Part::Stem { norm, leaf }) => {
             format!("backbone.downsample_layers.0.{}.{leaf}", first(!norm))
         }
@@ -134,9 +155,10 @@ fn write(layout: Layout, part: &Part<'_>) -> Option<String> {
         }
         (_, Part::Block { stage, block, part, leaf }) => {
             let (before, names) = match layout {
-                Layout::Timm => {
-                    (format!("stages.{stage}.blocks.{block}"), ["conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma"])
-                }
+                Layout::Timm => (
+                    format!("stages.{stage}.blocks.{block}"),
+                    ["conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma"],
+                ),
                 Layout::Torchvision => (
                     format!("features.{}.{block}", 2 * stage + 1),
                     ["block.0", "block.2", "block.3", "block.5", "layer_scale"],

@@ -170,7 +170,10 @@ pub fn translate(family: Family, layout: Layout, from: &StateDict) -> Result<BTr
 
 /// Whether `s` is an index as PyTorch writes it: decimal digits without leading zeros.
 fn is_index(s: &str) -> bool {
-    !s.is_empty() && s.len() <= 4 && s.bytes().all(|b| b.is_ascii_digit()) && (s == "0" || !s.starts_with('0'))
+    !s.is_empty()
+        && s.len() <= 4
+        && s.bytes().all(|b| b.is_ascii_digit())
+        && (s == "0" || !s.starts_with('0'))
 }
 
 fn is_affine(leaf: &str) -> bool {

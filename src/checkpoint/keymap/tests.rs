@@ -67,7 +67,12 @@ fn full_lists_round_trip() {
                 let there = from_dtk(family, layout, key);
                 assert_eq!(there.is_none(), absent || (no_head && head), "{layout} {key}");
                 let Some(there) = there else { continue };
-                assert_eq!(to_dtk(family, layout, &there.name).unwrap().name, *key, "{layout} {}", there.name);
+                assert_eq!(
+                    to_dtk(family, layout, &there.name).unwrap().name,
+                    *key,
+                    "{layout} {}",
+                    there.name
+                );
                 assert!(seen.insert(there.name.clone()), "{layout} has {} twice", there.name);
             }
             let same = layout == Layout::Timm || (layout, family) == (Layout::Torchvision, Family::ResNet);
@@ -177,7 +182,8 @@ fn translate_reads_renames_and_reshapes() {
         ("features.0.1.bias".to_string(), Tensor::zeros([2])),
         ("something.else".to_string(), Tensor::zeros([1])),
     ]);
-    let found = translate(Family::ConvNext, Layout::Torchvision, &StateDict::from_tensors("x", tensors)).unwrap();
+    let found =
+        translate(Family::ConvNext, Layout::Torchvision, &StateDict::from_tensors("x", tensors)).unwrap();
     assert_eq!(found.keys().collect::<Vec<_>>(), ["stages.0.blocks.0.gamma", "stem.1.bias"]);
     assert_eq!(found["stages.0.blocks.0.gamma"].shape(), Shape::from([2]));
     let twice = ["res2.0.conv1.weight", "backbone.res2.0.conv1.weight"];
