@@ -198,7 +198,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set_items(&mut self, items: Vec<Id>) -> Result<()> {
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err(self.bad("a key without a value"));
         }
         let id = self.top()?;
@@ -448,7 +448,7 @@ impl<'a> Machine<'a> {
             0x81 => "NEWOBJ",
             0x92 => "NEWOBJ_EX",
             0x82..=0x84 => "EXT",
-            0x8f | 0x90 | 0x91 => "a set",
+            0x8f..=0x91 => "a set",
             _ => return self.bad(format!("opcode {code:#04x} is none that torch.save writes")),
         };
         self.refuse(format!("the pickle uses opcode {code:#04x} ({name}), which no plain state dict needs"))

@@ -303,7 +303,7 @@ fn refuse_other_formats(path: &Path, head: &[u8]) -> Result<()> {
     let what = if head.get(2..).is_some_and(|h| h.starts_with(LEGACY)) {
         "this is a checkpoint of torch before 1.6 (no zip archive), which is not read"
     } else if head.get(257..262) == Some(b"ustar") {
-        "this is a tar archive (a checkpoint of torch before 0.2?), which is not read"
+        "this is a tar archive, as the first versions of torch wrote, which is not read"
     } else if head.first() == Some(&0x80) {
         "this is a bare pickle and no PyTorch zip archive"
     } else {

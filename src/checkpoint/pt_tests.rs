@@ -458,3 +458,36 @@ proptest! {
         exercise(&bytes);
     }
 }
+
+/// A zip64 end record that claims more entries than a file of this size can have must not reserve memory for them.
+#[test]
+fn claimed_entry_counts_are_not_believed() {
+    let good = one_tensor(&GOOD);
+    let end = good.len() - 22;
+    let directory = u64::from(u32::from_le_bytes(good[end + 16..end + 20].try_into().unwrap()));
+    let size = u64::from(u32::from_le_bytes(good[end + 12..end + 16].try_into().unwrap()));
+    for (count, size, offset) in [
+        (1u64 << 40, 1u64 << 50, 1u64 << 60),
+        (1 << 40, 1 << 50, directory),
+        (1 << 40, size, directory),
+        (1 << 40, 1 << 50, 1 << 41),
+        (u64::MAX, u64::MAX, u64::MAX),
+        (200, 1 << 50, directory),
+    ] {
+        let mut bytes = good[..end].to_vec();
+        bytes.extend(b"PK\x06\x06");
+        bytes.extend(44u64.to_le_bytes());
+        bytes.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for v in [count, count, size, offset] {
+            bytes.extend(v.to_le_bytes());
+        }
+        bytes.extend(b"PK\x06\x07\0\0\0\0");
+        bytes.extend((end as u64).to_le_bytes());
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(b"PK\x05\x06\0\0\0\0");
+        bytes.extend([0xff; 12]);
+        bytes.extend([0, 0]);
+        let (_dir, file) = open(&bytes);
+        assert!(file.err().expect("must be refused").is_format(), "{count} entries");
+    }
+}

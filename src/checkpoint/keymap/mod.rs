@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 /// A family of backbones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +53,19 @@ impl fmt::Display for Layout {
             Layout::Facebook => "facebook",
             Layout::Detectron2 => "detectron2",
             Layout::Mmseg => "mmseg",
+        })
+    }
+}
+
+impl FromStr for Layout {
+    type Err = Error;
+
+    /// Reads the name that `Display` writes.
+    fn from_str(s: &str) -> Result<Self> {
+        Layout::ALL.into_iter().find(|l| l.to_string() == s).ok_or_else(|| {
+            let all: Vec<_> = Layout::ALL.iter().map(Layout::to_string).collect();
+            Error::usage(format!("there is no layout {s:?}"))
+                .with_remedy(format!("choose one of {}", all.join(", ")))
         })
     }
 }
@@ -164,6 +178,29 @@ pub fn translate(family: Family, layout: Layout, from: &StateDict) -> Result<BTr
                 .with_key(name)
                 .with_remedy("narrow the checkpoint to one model by its prefix"));
         }
+    }
+    Ok(out)
+}
+
+/// Renames and reshapes dtk's backbone for `layout`. Keys without a name there (heads in backbone-only layouts) are
+/// left out.
+///
+/// # Errors
+/// No key has a name in `layout`, e.g. because the family does not exist there; a tensor cannot be reshaped.
+pub fn export(
+    family: Family,
+    layout: Layout,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut out = BTreeMap::new();
+    for (name, t) in tensors {
+        if let Some(m) = from_dtk(family, layout, name) {
+            out.insert(m.name, m.reshape.apply(t).map_err(|e| e.with_key(name))?);
+        }
+    }
+    if out.is_empty() && !tensors.is_empty() {
+        return Err(Error::usage(format!("the {layout} layout has no names for this model ({family:?})"))
+            .with_remedy("export to timm, or to a layout that has this family"));
     }
     Ok(out)
 }

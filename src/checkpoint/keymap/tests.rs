@@ -191,3 +191,21 @@ fn translate_reads_renames_and_reshapes() {
     let e = translate(Family::ResNet, Layout::Detectron2, &StateDict::from_tensors("x", twice)).unwrap_err();
     assert!(e.is_checkpoint(), "{e}");
 }
+
+#[test]
+fn export_is_the_inverse_of_translate() {
+    let ours = BTreeMap::from([
+        ("stages.0.blocks.0.gamma".to_string(), Tensor::from_vec([2], vec![1.0f32, 2.0]).unwrap()),
+        ("head.fc.bias".to_string(), Tensor::zeros([3])),
+    ]);
+    for layout in [Layout::Timm, Layout::Torchvision, Layout::Facebook, Layout::Mmseg] {
+        let theirs = export(Family::ConvNext, layout, &ours).unwrap();
+        assert_eq!(theirs.len(), if layout == Layout::Mmseg { 1 } else { 2 });
+        let back = translate(Family::ConvNext, layout, &StateDict::from_tensors("x", theirs)).unwrap();
+        let gamma = &back["stages.0.blocks.0.gamma"];
+        assert_eq!((gamma.shape(), gamma.f32s().unwrap()), (Shape::from([2]), &[1.0, 2.0][..]));
+        assert_eq!(layout.to_string().parse::<Layout>().unwrap(), layout);
+    }
+    assert!(export(Family::ConvNext, Layout::Detectron2, &ours).unwrap_err().is_usage());
+    assert!("keras".parse::<Layout>().unwrap_err().remedy().unwrap().contains("detectron2"));
+}
