@@ -4,4 +4,4 @@ mod gemm;
 mod threads;
 
 pub use gemm::{MatMut, MatRef, gemm};
-pub use threads::{for_each_chunk, for_each_chunk2, map_ordered, sum_ordered, threads};
+pub use threads::{column_sums, for_each_chunk, for_each_chunk2, map_ordered, sum_ordered, threads};

@@ -61,6 +61,22 @@ pub fn sum_ordered(n: usize, f: impl Fn(std::ops::Range<usize>) -> f64 + Send + 
     map_ordered(tasks, |i| f(i * GRAIN..((i + 1) * GRAIN).min(n))).into_iter().sum()
 }
 
+/// Sums of the columns of `[rows, c]` in f64, over fixed parts in order.
+pub fn column_sums(v: &[f32], c: usize) -> Vec<f32> {
+    let rows = v.len() / c.max(1);
+    let part_rows = (1usize << 16).div_ceil(c.max(1));
+    let partial = map_ordered(rows.div_ceil(part_rows), |p| {
+        let mut sum = vec![0.0f64; c];
+        for row in v[p * part_rows * c..((p + 1) * part_rows).min(rows) * c].chunks_exact(c) {
+            sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+        }
+        sum
+    });
+    let mut total = vec![0.0f64; c];
+    partial.iter().for_each(|p| total.iter_mut().zip(p).for_each(|(t, p)| *t += p));
+    total.into_iter().map(|t| t as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

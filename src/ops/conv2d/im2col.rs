@@ -1,0 +1,126 @@
+//! The general convolution: panels of output pixels are gathered into rows of `taps x channels`, and a matrix product
+//! does the rest. Serves any stride, padding, dilation and grouping.
+
+use super::Geometry;
+use crate::cpu::{MatMut, MatRef, for_each_chunk, gemm, map_ordered};
+
+/// Bytes of a gathered panel: large enough to amortise packing the weight, small enough for the second-level cache
+/// and a slice of the third.
+const PANEL_BYTES: usize = 2 << 20;
+
+/// Output pixels per panel.
+fn panel_rows(g: &Geometry) -> usize {
+    (PANEL_BYTES / 4 / g.k().max(1)).clamp(32, 1024).next_multiple_of(8)
+}
+
+/// Scratch of one task, in floats.
+pub(super) fn scratch(g: &Geometry) -> usize {
+    panel_rows(g).min(g.n * g.ho * g.wo) * g.k()
+}
+
+/// Gathers output pixels `first..first + rows` of group `group` into `[rows, kh * kw * ci/groups]`.
+fn gather(g: &Geometry, x: &[f32], group: usize, first: usize, rows: usize, out: &mut [f32]) {
+    let (cig, _) = g.per_group();
+    for (i, row) in out.chunks_exact_mut(g.k()).take(rows).enumerate() {
+        let p = first + i;
+        let (n, oy, ox) = (p / (g.ho * g.wo), p / g.wo % g.ho, p % g.wo);
+        let mut taps = row.chunks_exact_mut(cig);
+        for r in 0..g.kh {
+            let iy = g.input_index(0, oy, r);
+            for s in 0..g.kw {
+                let to = taps.next().expect("a chunk per tap");
+                match (iy, g.input_index(1, ox, s)) {
+                    (Some(iy), Some(ix)) => {
+                        let at = ((n * g.h + iy) * g.w + ix) * g.ci + group * cig;
+                        to.copy_from_slice(&x[at..at + cig]);
+                    }
+                    _ => to.fill(0.0),
+                }
+            }
+        }
+    }
+}
+
+/// `y = conv(x, w) + bias`.
+pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let (cig, cog) = g.per_group();
+    let (rows, k) = (panel_rows(g), g.k());
+    debug_assert_eq!(k, g.kh * g.kw * cig);
+    for_each_chunk(y, rows * g.co, |i, part| {
+        let m = part.len() / g.co;
+        let mut panel = vec![0.0; m * k];
+        for group in 0..g.groups {
+            gather(g, x, group, i * rows, m, &mut panel);
+            let weight = MatRef::row_major(&w[group * cog * k..(group + 1) * cog * k], cog, k).t();
+            let c = MatMut::new(&mut part[group * cog..], m, cog, g.co, 1);
+            gemm(c, MatRef::row_major(&panel, m, k), weight, false, false);
+        }
+        if let Some(b) = bias {
+            part.chunks_exact_mut(g.co).for_each(|row| row.iter_mut().zip(b).for_each(|(y, b)| *y += b));
+        }
+    });
+}
+
+/// Gradient of the input: every panel of `gy` is multiplied by the weight and scattered back. Images are independent,
+/// so they run in parallel; within an image the order is fixed.
+pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]) {
+    let (cig, cog) = g.per_group();
+    let (rows, k, pixels) = (panel_rows(g), g.k(), g.ho * g.wo);
+    let parallel_inside = g.n == 1;
+    let scatter = |dx: &mut [f32], panel: &[f32], group: usize, first: usize| {
+        for (i, row) in panel.chunks_exact(k).enumerate() {
+            let (oy, ox) = ((first + i) / g.wo, (first + i) % g.wo);
+            let mut taps = row.chunks_exact(cig);
+            for r in 0..g.kh {
+                let iy = g.input_index(0, oy, r);
+                for s in 0..g.kw {
+                    let from = taps.next().expect("a chunk per tap");
+                    if let (Some(iy), Some(ix)) = (iy, g.input_index(1, ox, s)) {
+                        let at = (iy * g.w + ix) * g.ci + group * cig;
+                        dx[at..at + cig].iter_mut().zip(from).for_each(|(d, v)| *d += v);
+                    }
+                }
+            }
+        }
+    };
+    for_each_chunk(dx, g.h * g.w * g.ci, |n, dx| {
+        dx.fill(0.0);
+        let gy = &gy[n * pixels * g.co..(n + 1) * pixels * g.co];
+        let mut panel = vec![0.0; rows.min(pixels) * k];
+        for first in (0..pixels).step_by(rows) {
+            let m = rows.min(pixels - first);
+            for group in 0..g.groups {
+                let a = MatRef::new(&gy[first * g.co + group * cog..], m, cog, g.co, 1);
+                let weight = MatRef::row_major(&w[group * cog * k..(group + 1) * cog * k], cog, k);
+                let panel = &mut panel[..m * k];
+                gemm(MatMut::row_major(panel, m, k), a, weight, false, parallel_inside);
+                scatter(dx, panel, group, first);
+            }
+        }
+    });
+}
+
+/// Gradient of the weight: `gy^T * gathered`, summed over fixed parts of the pixels in order.
+pub(super) fn weight_gradient(g: &Geometry, x: &[f32], gy: &[f32], dw: &mut [f32]) {
+    let (_, cog) = g.per_group();
+    let (rows, k, pixels) = (panel_rows(g), g.k(), g.n * g.ho * g.wo);
+    let panels = pixels.div_ceil(rows);
+    let parts = super::weight_gradient_parts(panels, g.w_len());
+    let partial = map_ordered(parts, |part| {
+        let mut dw = vec![0.0; g.w_len()];
+        let mut panel = vec![0.0; rows.min(pixels) * k];
+        for p in part * panels / parts..(part + 1) * panels / parts {
+            let first = p * rows;
+            let m = rows.min(pixels - first);
+            for group in 0..g.groups {
+                let panel = &mut panel[..m * k];
+                gather(g, x, group, first, m, panel);
+                let gy = MatRef::new(&gy[first * g.co + group * cog..], m, cog, g.co, 1);
+                let c = MatMut::row_major(&mut dw[group * cog * k..(group + 1) * cog * k], cog, k);
+                gemm(c, gy.t(), MatRef::row_major(panel, m, k), true, false);
+            }
+        }
+        dw
+    });
+    super::add_in_order(dw, &partial);
+}
