@@ -3,6 +3,7 @@ pub mod base;
 pub mod cpu;
 pub mod diffusion;
 pub mod error;
+pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;

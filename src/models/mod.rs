@@ -1,0 +1,3 @@
+//! Networks under their public state-dict names, one file or folder per family.
+
+pub mod adm;
