@@ -2,6 +2,7 @@
 pub mod base;
 pub mod cpu;
 pub mod error;
+pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod tape;

@@ -1,0 +1,180 @@
+//! The networks that dtk knows by name, with the facts a user needs to choose one and to get its weights.
+
+use super::backbone::{Backbone, BackboneConfig};
+use crate::error::Result;
+use crate::nn::Builder;
+
+/// What a network is used as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A frozen generative network whose features are distilled.
+    Teacher,
+    /// A backbone that learns from them.
+    Student,
+}
+
+/// How a network's configuration is made.
+#[derive(Clone, Copy, Debug)]
+pub enum Config {
+    /// The name of a [`BackboneConfig`]; in the table with a classifier for ImageNet's 1000 classes, as published.
+    Backbone(&'static str),
+}
+
+/// A feature level: what a teacher's tap gives, or a student's stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Input pixels per feature pixel.
+    pub stride: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Where the map comes from.
+    pub from: &'static str,
+}
+
+/// One network of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its name on the command line and in recipes.
+    pub name: &'static str,
+    /// What it is used as.
+    pub kind: Kind,
+    /// How its configuration is made.
+    pub config: Config,
+    /// Number of learned parameters (buffers not counted; students with their classifier).
+    pub parameters: usize,
+    /// Name of the recipe it is used in by default.
+    pub recipe: &'static str,
+    /// Licence of the public weights.
+    pub licence: &'static str,
+    /// Where the public weights are.
+    pub weights: &'static str,
+    /// The feature levels that distillation pairs, fine to coarse.
+    pub levels: [Level; 4],
+}
+
+impl Entry {
+    /// Registers the network's parameters below `b`'s path.
+    ///
+    /// # Errors
+    /// Never for entries of [`ZOO`].
+    pub fn register(&self, b: &mut Builder<'_>) -> Result<()> {
+        match self.config {
+            Config::Backbone(name) => {
+                Backbone::new(b, &BackboneConfig::named(name)?.with_classes(1000)).map(drop)
+            }
+        }
+    }
+}
+
+/// The entry of a name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    ZOO.iter().find(|e| e.name == name)
+}
+
+const fn stages(from: [&'static str; 4], strides: [usize; 4], channels: [usize; 4]) -> [Level; 4] {
+    [
+        Level { stride: strides[0], channels: channels[0], from: from[0] },
+        Level { stride: strides[1], channels: channels[1], from: from[1] },
+        Level { stride: strides[2], channels: channels[2], from: from[2] },
+        Level { stride: strides[3], channels: channels[3], from: from[3] },
+    ]
+}
+
+const fn resnet(
+    name: &'static str,
+    parameters: usize,
+    weights: &'static str,
+    strides: [usize; 4],
+    channels: [usize; 4],
+) -> Entry {
+    Entry {
+        name,
+        kind: Kind::Student,
+        config: Config::Backbone(name),
+        parameters,
+        recipe: if strides[0] == 2 { "synth" } else { "imagenet" },
+        licence: if strides[0] == 2 {
+            "no public weights"
+        } else {
+            "BSD-3-Clause (torchvision), Apache-2.0 (timm)"
+        },
+        weights,
+        levels: stages(["layer1", "layer2", "layer3", "layer4"], strides, channels),
+    }
+}
+
+const fn convnext(name: &'static str, parameters: usize, weights: &'static str, width: usize) -> Entry {
+    Entry {
+        name,
+        kind: Kind::Student,
+        config: Config::Backbone(name),
+        parameters,
+        recipe: "imagenet_convnext",
+        licence: "MIT (official repository), Apache-2.0 (timm)",
+        weights,
+        levels: stages(
+            ["stages.0", "stages.1", "stages.2", "stages.3"],
+            [4, 8, 16, 32],
+            [width, 2 * width, 4 * width, 8 * width],
+        ),
+    }
+}
+
+/// Strides of networks for images of 224 pixels and more.
+const COARSE: [usize; 4] = [4, 8, 16, 32];
+const BASIC: [usize; 4] = [64, 128, 256, 512];
+const BOTTLENECK: [usize; 4] = [256, 512, 1024, 2048];
+
+/// Every network, students first.
+pub const ZOO: &[Entry] = &[
+    resnet(
+        "resnet_small",
+        3_055_880,
+        "none: a small network for small images, trained by dtk",
+        [2, 4, 8, 16],
+        [32, 64, 128, 256],
+    ),
+    resnet("resnet18", 11_689_512, "torchvision resnet18, timm resnet18", COARSE, BASIC),
+    resnet("resnet34", 21_797_672, "torchvision resnet34, timm resnet34", COARSE, BASIC),
+    resnet("resnet50", 25_557_032, "torchvision resnet50, timm resnet50", COARSE, BOTTLENECK),
+    resnet("resnet101", 44_549_160, "torchvision resnet101, timm resnet101", COARSE, BOTTLENECK),
+    convnext("convnext_tiny", 28_589_128, "timm convnext_tiny.fb_in1k", 96),
+    convnext("convnext_small", 50_223_688, "timm convnext_small.fb_in1k", 96),
+    convnext("convnext_base", 88_591_464, "timm convnext_base.fb_in1k", 128),
+    convnext("convnext_large", 197_767_336, "timm convnext_large.fb_in1k", 192),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::ParamStore;
+
+    #[test]
+    fn parameter_counts_and_levels() {
+        for e in ZOO {
+            let mut store = ParamStore::new();
+            e.register(&mut store.builder()).unwrap();
+            assert_eq!(store.parameter_count(), e.parameters, "{}", e.name);
+            let built: Vec<(usize, usize)> = match e.config {
+                Config::Backbone(name) => {
+                    let c = BackboneConfig::named(name).unwrap();
+                    c.strides().into_iter().zip(c.channels()).collect()
+                }
+            };
+            let listed: Vec<_> = e.levels.iter().map(|l| (l.stride, l.channels)).collect();
+            assert_eq!(listed, built, "{}", e.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_complete() {
+        for (i, e) in ZOO.iter().enumerate() {
+            assert!(ZOO[..i].iter().all(|f| f.name != e.name), "{} is listed twice", e.name);
+            assert_eq!(find(e.name).map(|f| f.parameters), Some(e.parameters));
+        }
+        for name in super::super::backbone::NAMES {
+            assert!(find(name).is_some_and(|e| e.kind == Kind::Student), "{name} is missing");
+        }
+        assert!(find("resnet51").is_none());
+    }
+}

@@ -1,0 +1,3 @@
+//! What test binaries share.
+
+pub mod golden;
