@@ -1,5 +1,6 @@
-//! Networks: one file per network, with its configuration, named constructors and public state-dict keys.
+//! Networks under their public state-dict names: one file or folder per network or part.
 
+pub mod adm;
 pub mod backbone;
 pub mod convnext;
 pub mod regressor;

@@ -1,5 +1,6 @@
 //! The networks that dtk knows by name, with the facts a user needs to choose one and to get its weights.
 
+use super::adm::{AdmConfig, AdmUnet};
 use super::backbone::{Backbone, BackboneConfig};
 use crate::error::Result;
 use crate::nn::Builder;
@@ -16,6 +17,8 @@ pub enum Kind {
 /// How a network's configuration is made.
 #[derive(Clone, Copy, Debug)]
 pub enum Config {
+    /// The name of an [`AdmConfig`].
+    Adm(&'static str),
     /// The name of a [`BackboneConfig`]; in the table with a classifier for ImageNet's 1000 classes, as published.
     Backbone(&'static str),
 }
@@ -59,6 +62,7 @@ impl Entry {
     /// Never for entries of [`ZOO`].
     pub fn register(&self, b: &mut Builder<'_>) -> Result<()> {
         match self.config {
+            Config::Adm(name) => AdmUnet::new(b, &AdmConfig::named(name)?).map(drop),
             Config::Backbone(name) => {
                 Backbone::new(b, &BackboneConfig::named(name)?.with_classes(1000)).map(drop)
             }
@@ -125,8 +129,69 @@ const COARSE: [usize; 4] = [4, 8, 16, 32];
 const BASIC: [usize; 4] = [64, 128, 256, 512];
 const BOTTLENECK: [usize; 4] = [256, 512, 1024, 2048];
 
-/// Every network, students first.
+/// A 256x256 ADM, or one with its blocks, and DreamTeacher's taps.
+const fn adm(
+    names: [&'static str; 2],
+    parameters: usize,
+    recipe: &'static str,
+    weights: [&'static str; 2],
+    channels: [usize; 4],
+) -> Entry {
+    Entry {
+        name: names[0],
+        kind: Kind::Teacher,
+        config: Config::Adm(names[1]),
+        parameters,
+        recipe,
+        licence: weights[0],
+        weights: weights[1],
+        levels: stages(
+            [
+                "output_blocks.11.pre_up",
+                "output_blocks.8.pre_up",
+                "output_blocks.5.pre_up",
+                "output_blocks.2.pre_up",
+            ],
+            COARSE,
+            channels,
+        ),
+    }
+}
+
+const ADM_256: usize = 552_814_086;
+const ADM_256_TAPS: [usize; 4] = [512, 512, 1024, 1024];
+const MIT: &str = "MIT (repository)";
+
+/// Every network, teachers first.
 pub const ZOO: &[Entry] = &[
+    adm(
+        ["adm_imagenet256", "imagenet256"],
+        ADM_256,
+        "imagenet",
+        [MIT, "guided-diffusion release: 256x256_diffusion_uncond.pt"],
+        ADM_256_TAPS,
+    ),
+    adm(
+        ["adm_lsun256", "lsun256"],
+        ADM_256,
+        "lsun",
+        [MIT, "guided-diffusion release: lsun_bedroom.pt, lsun_cat.pt, lsun_horse.pt"],
+        ADM_256_TAPS,
+    ),
+    adm(
+        ["adm_ffhq256", "ffhq256"],
+        ADM_256,
+        "ffhq",
+        [MIT, "ddpm-segmentation release: ffhq.pt"],
+        ADM_256_TAPS,
+    ),
+    adm(
+        ["adm_bdd100k", "bdd100k_128x256"],
+        116_152_070,
+        "bdd100k",
+        ["no public weights", "none: train it with dtk"],
+        [256, 256, 384, 512],
+    ),
     resnet(
         "resnet_small",
         3_055_880,
@@ -147,6 +212,8 @@ pub const ZOO: &[Entry] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::adm::Taps;
+    use crate::models::backbone::NAMES;
     use crate::nn::ParamStore;
 
     #[test]
@@ -156,6 +223,14 @@ mod tests {
             e.register(&mut store.builder()).unwrap();
             assert_eq!(store.parameter_count(), e.parameters, "{}", e.name);
             let built: Vec<(usize, usize)> = match e.config {
+                Config::Adm(name) => {
+                    let c = AdmConfig::named(name).unwrap();
+                    let taps = Taps::dreamteacher(&c).unwrap();
+                    let described = taps.describe(&c).unwrap();
+                    let listed = e.levels.iter().rev().map(|l| l.from.to_string());
+                    assert!(listed.eq(described.iter().map(|t| t.tap.to_string())), "{}", e.name);
+                    described.iter().rev().map(|t| (t.stride, t.channels)).collect()
+                }
                 Config::Backbone(name) => {
                     let c = BackboneConfig::named(name).unwrap();
                     c.strides().into_iter().zip(c.channels()).collect()
@@ -172,7 +247,7 @@ mod tests {
             assert!(ZOO[..i].iter().all(|f| f.name != e.name), "{} is listed twice", e.name);
             assert_eq!(find(e.name).map(|f| f.parameters), Some(e.parameters));
         }
-        for name in super::super::backbone::NAMES {
+        for name in NAMES {
             assert!(find(name).is_some_and(|e| e.kind == Kind::Student), "{name} is missing");
         }
         assert!(find("resnet51").is_none());

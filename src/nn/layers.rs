@@ -54,14 +54,30 @@ impl Conv2d {
     /// # Errors
     /// The channels do not fit.
     pub fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
-        let w = ctx.param(self.weight);
         match self.bias {
             Some(b) => {
                 let b = ctx.param(b);
-                ctx.apply(self.op.clone(), &[x, &w, &b])
+                self.forward_with_bias(ctx, x, &b)
             }
-            None => ctx.apply(self.op.clone(), &[x, &w]),
+            None => {
+                let w = ctx.param(self.weight);
+                ctx.apply(self.op.clone(), &[x, &w])
+            }
         }
+    }
+
+    /// Like [`Conv2d::forward`] with another bias, e.g. with a constant folded in.
+    ///
+    /// # Errors
+    /// The channels do not fit.
+    pub fn forward_with_bias(&self, ctx: &mut Ctx<'_>, x: &Var, bias: &Var) -> Result<Var> {
+        let w = ctx.param(self.weight);
+        ctx.apply(self.op.clone(), &[x, &w, bias])
+    }
+
+    /// The bias' handle.
+    pub fn bias(&self) -> Option<ParamId> {
+        self.bias
     }
 }
 
