@@ -9,6 +9,7 @@
 mod case;
 pub mod check;
 mod run;
+mod support;
 
 pub use case::{Case, Fill, Input};
 pub use run::run;

@@ -1,23 +1,249 @@
-//! PLACEHOLDER resize
+//! Resizing of an image batch, up or down, nearest or bilinear.
+//!
+//! ```text
+//! nearest:   y[n,i,j,c] = x[n, floor(i H / H'), floor(j W / W'), c]
+//! bilinear:  y[n,i,j,c] = sum over a, b of hat(r_i - a) hat(s_j - b) x[n,a,b,c],   hat(t) = max(0, 1 - |t|)
+//!            r_i = (i + 1/2) H / H' - 1/2, clamped to 0 .. H - 1        half-pixel centres
+//!            r_i = i (H - 1) / (H' - 1), or 0 if H' = 1                 align_corners
+//! gx         = the transposed map of gy
+//! ```
+//! Same as `torch.nn.functional.interpolate` without `antialias`.
+
+use super::support::{dims, expect_inputs, images};
 use super::*;
-/// m
-#[derive(Clone,Copy,Debug,PartialEq,Eq)]
-pub enum ResizeMode { /// n
-Nearest, /// b
-Bilinear { /// a
-align_corners: bool } }
-/// placeholder
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Resize { pub mode: ResizeMode, pub out: [usize; 2] }
-impl Op for Resize {
-    fn name(&self) -> &'static str { "resize" }
-    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
-    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
-    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
-    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
-    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
-    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+use crate::cpu;
+use crate::error::Error;
+
+/// How [`Resize`] finds a value between pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResizeMode {
+    /// The pixel that the result's upper left corner falls into.
+    Nearest,
+    /// Linear between the two nearest pixels of each axis.
+    Bilinear {
+        /// Whether the centres of the corner pixels map onto each other, instead of the corners of the images.
+        align_corners: bool,
+    },
 }
-/// cases
-pub fn cases() -> Vec<Case> { Vec::new() }
+
+/// Resizing: `x [N, H, W, C] -> [N, H', W', C]`.
+#[derive(Clone, Debug)]
+pub struct Resize {
+    /// How values between pixels are found.
+    pub mode: ResizeMode,
+    /// Height and width of the result.
+    pub out: [usize; 2],
+}
+
+/// Where one result index reads along an axis: `(1 - weight) x[lo] + weight x[hi]`.
+#[derive(Clone, Copy)]
+struct Tap {
+    lo: usize,
+    hi: usize,
+    weight: f32,
+}
+
+impl ResizeMode {
+    fn taps(self, len: usize, out: usize) -> Vec<Tap> {
+        let tap = |i: usize| {
+            let at = match self {
+                // In integers, so that no rounding of the scale can pick the neighbour.
+                ResizeMode::Nearest => {
+                    let lo = i * len / out;
+                    return Tap { lo, hi: lo, weight: 0.0 };
+                }
+                ResizeMode::Bilinear { align_corners: true } if out == 1 => 0.0,
+                ResizeMode::Bilinear { align_corners: true } => (i * (len - 1)) as f64 / (out - 1) as f64,
+                ResizeMode::Bilinear { align_corners: false } => {
+                    (i as f64 + 0.5) * len as f64 / out as f64 - 0.5
+                }
+            };
+            let at = at.clamp(0.0, (len - 1) as f64);
+            let lo = at as usize;
+            Tap { lo, hi: (lo + 1).min(len - 1), weight: (at - lo as f64) as f32 }
+        };
+        (0..out).map(tap).collect()
+    }
+
+    /// For every input index the result indices that read it, in order, with their weights.
+    fn readers(self, len: usize, out: usize) -> Vec<Vec<(usize, f32)>> {
+        let mut readers = vec![Vec::new(); len];
+        for (i, t) in self.taps(len, out).into_iter().enumerate() {
+            if t.lo == t.hi {
+                readers[t.lo].push((i, 1.0));
+                continue;
+            }
+            readers[t.lo].push((i, 1.0 - t.weight));
+            if t.weight != 0.0 {
+                readers[t.hi].push((i, t.weight));
+            }
+        }
+        readers
+    }
+}
+
+impl Op for Resize {
+    fn name(&self) -> &'static str {
+        "resize"
+    }
+
+    fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
+        expect_inputs(self.name(), inputs, &["x"])?;
+        let (n, _, _, c) = images(self.name(), inputs[0])?;
+        if self.out.contains(&0) {
+            return Err(Error::shape(self.name(), format!("the size {:?} must be at least 1x1", self.out)));
+        }
+        Shape::from_slice(&[n, self.out[0], self.out[1], c])
+    }
+
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Forward> {
+        let ([n, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
+        let x = inputs[0].f32s()?;
+        let (rows, cols) = (self.mode.taps(h, ho), self.mode.taps(w, wo));
+        let mut y = vec![0.0f32; n * ho * wo * c];
+        cpu::for_each_chunk(&mut y, wo * c, |row, y| {
+            let (b, r) = (row / ho, rows[row % ho]);
+            let (top, bottom) =
+                (&x[(b * h + r.lo) * w * c..][..w * c], &x[(b * h + r.hi) * w * c..][..w * c]);
+            for (y, s) in y.chunks_exact_mut(c).zip(&cols) {
+                let (p, q) = (&top[s.lo * c..][..c], &top[s.hi * c..][..c]);
+                if self.mode == ResizeMode::Nearest {
+                    y.copy_from_slice(p);
+                    continue;
+                }
+                let (u, v) = (&bottom[s.lo * c..][..c], &bottom[s.hi * c..][..c]);
+                let (right, down) = (s.weight, r.weight);
+                let (left, up) = (1.0 - right, 1.0 - down);
+                for ((((y, &p), &q), &u), &v) in y.iter_mut().zip(p).zip(q).zip(u).zip(v) {
+                    *y = up * (left * p + right * q) + down * (left * u + right * v);
+                }
+            }
+        });
+        Ok(Tensor::from_vec([n, ho, wo, c], y)?.into())
+    }
+
+    fn save(&self, _inputs: &[&Tensor], _y: &Tensor) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let ([_, h, w, c], [ho, wo]) = (dims(ctx.inputs[0]), self.out);
+        let gy = ctx.gy.f32s()?;
+        let (rows, cols) = (self.mode.readers(h, ho), self.mode.readers(w, wo));
+        // Gathered per input row: no two tasks write to the same element, and the order of additions is fixed.
+        let mut gx = vec![0.0f32; ctx.inputs[0].elems()];
+        cpu::for_each_chunk(&mut gx, w * c, |row, gx| {
+            for &(i, down) in &rows[row % h] {
+                let gy = &gy[(row / h * ho + i) * wo * c..][..wo * c];
+                for (gx, readers) in gx.chunks_exact_mut(c).zip(&cols) {
+                    for &(j, right) in readers {
+                        let weight = down * right;
+                        gx.iter_mut().zip(&gy[j * c..][..c]).for_each(|(gx, &g)| *gx += weight * g);
+                    }
+                }
+            }
+        });
+        Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
+    }
+
+    fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let x = inputs[0].data::<f64>()?;
+        let ([n, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
+        // Weight of input index `a` in result index `i`, straight from the formula.
+        let weight = |i: usize, a: usize, len: usize, out: usize| -> f64 {
+            let at = match self.mode {
+                ResizeMode::Nearest => return f64::from(u8::from(i * len / out == a)),
+                ResizeMode::Bilinear { align_corners: true } => {
+                    i as f64 * (len - 1) as f64 / (out - 1).max(1) as f64
+                }
+                ResizeMode::Bilinear { align_corners: false } => {
+                    (i as f64 + 0.5) * len as f64 / out as f64 - 0.5
+                }
+            };
+            (1.0 - (at.clamp(0.0, (len - 1) as f64) - a as f64).abs()).max(0.0)
+        };
+        let mut y = Vec::new();
+        for at in 0..n * ho * wo * c {
+            let (b, i, j, ch) = (at / (ho * wo * c), at / (wo * c) % ho, at / c % wo, at % c);
+            let mut sum = 0.0;
+            for (yy, xx) in (0..h).flat_map(|yy| (0..w).map(move |xx| (yy, xx))) {
+                sum += weight(i, yy, h, ho) * weight(j, xx, w, wo) * x[((b * h + yy) * w + xx) * c + ch];
+            }
+            y.push(sum);
+        }
+        Tensor::from_vec([n, ho, wo, c], y)
+    }
+
+    fn flops(&self, inputs: &[Shape]) -> u64 {
+        let per_element = if self.mode == ResizeMode::Nearest { 0 } else { 9 };
+        let [n, _, _, c] = dims(inputs[0]);
+        (n * self.out[0] * self.out[1] * c * per_element) as u64
+    }
+}
+
+/// All modes up, down, to and from one pixel, and the doubling of a feature pyramid.
+pub fn cases() -> Vec<Case> {
+    let modes = [
+        ("nearest", ResizeMode::Nearest),
+        ("half-pixel", ResizeMode::Bilinear { align_corners: false }),
+        ("corners", ResizeMode::Bilinear { align_corners: true }),
+    ];
+    let sizes: [([usize; 4], [usize; 2]); 8] = [
+        ([1, 1, 1, 1], [1, 1]),
+        ([2, 1, 1, 3], [4, 5]),
+        ([1, 5, 6, 2], [1, 1]),
+        ([2, 3, 5, 9], [6, 10]),
+        ([1, 4, 3, 5], [7, 11]),
+        ([1, 7, 9, 3], [3, 4]),
+        ([1, 5, 4, 1], [3, 9]),
+        ([1, 6, 5, 4], [6, 5]),
+    ];
+    let mut cases = Vec::new();
+    for (name, mode) in modes {
+        for (from, to) in sizes {
+            cases.push(Case::new(
+                format!("{name} {}x{} to {}x{}", from[1], from[2], to[0], to[1]),
+                Resize { mode, out: to },
+                vec![Input::normal("x", from)],
+            ));
+        }
+        cases.push(Case::bench(
+            format!("{name} doubling"),
+            Resize { mode, out: [64, 64] },
+            vec![Input::normal("x", [8, 32, 32, 64])],
+        ));
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::support::testing;
+    use super::*;
+
+    #[test]
+    fn known_rows() {
+        let x = Tensor::from_vec([1, 1, 2, 1], vec![0.0f32, 4.0]).unwrap();
+        let row = |mode, out| {
+            let y = run(&Resize { mode, out: [1, out] }, &[&x]).unwrap().y;
+            y.f32s().unwrap().to_vec()
+        };
+        assert_eq!(row(ResizeMode::Nearest, 5), [0.0, 0.0, 0.0, 4.0, 4.0]);
+        assert_eq!(row(ResizeMode::Bilinear { align_corners: false }, 4), [0.0, 1.0, 3.0, 4.0]);
+        assert_eq!(row(ResizeMode::Bilinear { align_corners: true }, 5), [0.0, 1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn wrong_uses_are_errors() {
+        let op = Resize { mode: ResizeMode::Nearest, out: [0, 3] };
+        assert!(op.output_shape(&[[1, 2, 2, 1].into()]).unwrap_err().is_shape());
+        let op = Resize { mode: ResizeMode::Nearest, out: [2, 3] };
+        assert!(op.output_shape(&[[2, 2, 1].into()]).unwrap_err().is_shape());
+        assert!(op.output_shape(&[[1, 2, 0, 1].into()]).unwrap_err().is_shape());
+    }
+
+    #[test]
+    fn resize_is_thread_independent() {
+        testing::assert_thread_independent(cases());
+    }
+}
