@@ -20,8 +20,8 @@ pub enum Noise {
 impl Noise {
     /// The random stream of the noise of one sample. `base` is the run's noise stream, `step` the training step,
     /// `position` the sample's place in the whole batch of that step, so that the noise does not depend on how the
-    /// batch is split over micro-batches or ranks. Element `i` of the stream is element `i` of the sample in `[H, W, C]`
-    /// order.
+    /// batch is split over micro-batches or ranks. Element `i` of the stream is element `i` of the sample, which is
+    /// stored as `[H, W, C]`.
     pub fn stream(self, base: Philox, step: u64, position: u64) -> Philox {
         match self {
             Noise::Fresh => base.fold(step).fold(position),
