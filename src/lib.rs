@@ -1,7 +1,10 @@
 //! dtk
 pub mod base;
+pub mod checkpoint;
 pub mod cpu;
+pub mod data;
 pub mod diffusion;
+pub mod distill;
 pub mod error;
 pub mod models;
 pub mod nn;

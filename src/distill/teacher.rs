@@ -5,7 +5,7 @@ use crate::diffusion::{DiffusionConfig, Encoding, Schedule, ddim_encode};
 use crate::error::{Error, Result};
 use crate::models::adm::{AdmConfig, AdmUnet, FoldedTime, Tap, TapInfo, Taps, Time};
 use crate::nn::{Ctx, ParamStore};
-use crate::tape::Step;
+use crate::tape::{Step, Var};
 use crate::tensor::{Device, Ledger, Tensor};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -196,13 +196,13 @@ impl Teacher {
     pub fn features_of_noisy(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let mut ctx = Ctx::inference(&self.store);
         let x = ctx.constant(x.clone());
-        self.run(&mut ctx, x)
+        self.run(&mut ctx, &x)
     }
 
-    fn run<'a>(&'a self, ctx: &mut Ctx<'a>, x: crate::tape::Var) -> Result<Vec<Tensor>> {
+    fn run<'a>(&'a self, ctx: &mut Ctx<'a>, x: &Var) -> Result<Vec<Tensor>> {
         let time = Time::Folded(&self.folded);
         let maps = self.net.features(ctx, x, &time, None, &self.taps, self.early_exit)?;
-        Ok(maps.into_iter().map(crate::tape::Var::into_tensor).collect())
+        Ok(maps.into_iter().map(Var::into_tensor).collect())
     }
 
     /// Works out one pass over `images` of this shape without computing it: the maps' shapes, the operations, and in
@@ -214,7 +214,7 @@ impl Teacher {
         debug_assert_eq!(images.device(), Device::Meta);
         let mut ctx = Ctx::inference(&self.store).planning(ledger).trace();
         let x = ctx.input(images);
-        let maps = self.run(&mut ctx, x)?;
+        let maps = self.run(&mut ctx, &x)?;
         Ok((maps, ctx.steps().to_vec()))
     }
 }
