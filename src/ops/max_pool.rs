@@ -48,7 +48,7 @@ impl MaxPool {
                         continue;
                     }
                     for ((best, arg), &v) in best.iter_mut().zip(arg.iter_mut()).zip(px) {
-                        let take = v > *best || v.is_nan();
+                        let take = (v > *best) | v.is_nan();
                         *best = if take { v } else { *best };
                         *arg = if take { id } else { *arg };
                     }
@@ -84,7 +84,7 @@ impl Op for MaxPool {
                         continue;
                     }
                     for (y, &v) in y.iter_mut().zip(px) {
-                        *y = if v > *y || v.is_nan() { v } else { *y };
+                        *y = if (v > *y) | v.is_nan() { v } else { *y };
                     }
                 }
             }
