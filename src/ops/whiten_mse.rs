@@ -271,7 +271,7 @@ mod tests {
     fn whitened_features_have_mean_0_and_variance_1() {
         let mut v = vec![0.0f32; 2 * 31 * 37 * 19];
         crate::base::Philox::new(3).fill_normal(&mut v);
-        v.iter_mut().for_each(|x| *x = 1e3 + *x);
+        v.iter_mut().for_each(|x| *x += 1e3);
         let t = Tensor::from_vec([2, 31, 37, 19], v).unwrap();
         for mode in [Whiten::Sample, Whiten::Channel] {
             let y = whiten(&t, mode, 0.0).unwrap();
