@@ -1,3 +1,8 @@
-//! Networks under their public state-dict names, one file or folder per family.
+//! Networks under their public state-dict names: one file or folder per network or part.
 
 pub mod adm;
+pub mod backbone;
+pub mod convnext;
+pub mod regressor;
+pub mod resnet;
+pub mod zoo;
