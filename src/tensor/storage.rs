@@ -36,6 +36,10 @@ impl Storage {
         }
     }
 
+    pub(super) fn meta_uncounted(len: usize, dtype: DType, ledger: &Arc<Ledger>) -> Self {
+        Storage::Meta { len, dtype, ledger: Some(Arc::clone(ledger)), entry: Entry::new(None, 0) }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
