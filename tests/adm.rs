@@ -3,10 +3,11 @@
 mod common;
 
 use common::{assert_close, max_abs};
-use dtk::base::Philox;
+use dtk::base::{DType, Philox};
 use dtk::models::adm::{AdmConfig, AdmUnet, Tap, Taps, Time};
 use dtk::nn::{Ctx, Init, ParamStore};
 use dtk::tensor::{Ledger, Tensor};
+use std::collections::BTreeSet;
 
 fn build(config: &AdmConfig) -> (AdmUnet, ParamStore) {
     let mut store = ParamStore::new();
@@ -22,7 +23,7 @@ fn randomised(config: &AdmConfig) -> (AdmUnet, ParamStore) {
     for (id, name, shape) in ids {
         let gain =
             name.ends_with("norm.weight") || name.ends_with("layers.0.weight") || name == "out.0.weight";
-        let noise = Init::Normal(0.05).make(shape, dtk::base::DType::F32, Philox::new(4).fold_str(&name));
+        let noise = Init::Normal(0.05).make(shape, DType::F32, Philox::new(4).fold_str(&name));
         let value = noise.f32s().unwrap().iter().map(|v| if gain { 1.0 + v } else { *v }).collect();
         store.set(id, Tensor::from_vec(shape, value).unwrap()).unwrap();
     }
@@ -30,7 +31,7 @@ fn randomised(config: &AdmConfig) -> (AdmUnet, ParamStore) {
 }
 
 fn image(shape: [usize; 4]) -> Tensor {
-    Init::Normal(0.7).make(shape.into(), dtk::base::DType::F32, Philox::new(8))
+    Init::Normal(0.7).make(shape.into(), DType::F32, Philox::new(8))
 }
 
 fn assert_keys(config: &AdmConfig, list: &str) {
@@ -82,7 +83,7 @@ fn plan(config: &AdmConfig, size: [usize; 2], early_exit: Option<&Taps>, folded:
     let (net, store) = build(config);
     let ledger = Ledger::new();
     let mut ctx = Ctx::inference(&store).trace().planning(&ledger);
-    let x = ctx.input(&Tensor::meta([1, size[0], size[1], 3], dtk::base::DType::F32, Some(&ledger)));
+    let x = ctx.input(&Tensor::meta([1, size[0], size[1], 3], DType::F32, Some(&ledger)));
     let constants = folded.then(|| net.fold_time(&store, 150.0, None).unwrap());
     let time = constants.as_ref().map_or(Time::Steps(&[150.0]), Time::Folded);
     match early_exit {
@@ -110,7 +111,8 @@ fn adm_costs_what_the_published_models_cost() {
     let (gmac, peak) = plan(&c, [256, 256], Some(&taps), false);
     println!("ADM-256, early exit: {gmac:.2} GMAC, {:.1} MiB of activations", peak as f64 / (1 << 20) as f64);
     near(gmac, 486.44);
-    assert!(peak < 3 << 29, "{peak} bytes");
+    // Three maps of 64 MiB at full resolution and the scratch of a convolution.
+    assert!(peak < 384 << 20, "{peak} bytes");
     let (folded, folded_peak) = plan(&c, [256, 256], Some(&taps), true);
     near(folded, 486.44);
     assert!(folded < gmac && folded_peak <= peak + (1 << 20));
@@ -194,16 +196,35 @@ fn adm_recomputation_changes_nothing() {
     for config in [other_forms(), shallow()] {
         let (a, b) = (gradients(&config, false), gradients(&config, true));
         assert_eq!(a.0, b.0, "dropout draws the same numbers");
+        // Gradients of a value that is used twice are added in another order.
+        let largest = a.1.iter().map(|(_, g)| max_abs(g.f32s().unwrap())).fold(0.0, f64::max);
         for ((name, x), (_, y)) in a.1.iter().zip(&b.1) {
-            let want = x.f32s().unwrap();
-            assert!(max_abs(want) > 0.0 || name.contains("bias"), "{name} has an effect");
-            assert_close(name, y.f32s().unwrap(), want, 1e-4, 1e-5 * max_abs(want).max(1e-3));
+            assert_close(name, y.f32s().unwrap(), x.f32s().unwrap(), 1e-4, 1e-6 * largest);
         }
     }
 }
 
 #[test]
+fn adm_recomputation_saves_memory() {
+    let peak = |recompute: bool| {
+        let (net, store) = build(&AdmConfig::small());
+        let net = net.with_recompute(recompute);
+        let ledger = Ledger::new();
+        let mut ctx = Ctx::training(&store, Philox::new(5)).planning(&ledger);
+        let x = ctx.input(&Tensor::meta([4, 128, 128, 3], DType::F32, Some(&ledger)));
+        let y = net.forward(&mut ctx, &x, &Time::Steps(&[7.0]), None).unwrap();
+        let seed = Tensor::meta(y.shape(), DType::F32, Some(&ledger));
+        drop(ctx.backward_from(vec![(y, seed)]).unwrap());
+        ledger.peak_bytes()
+    };
+    let (kept, recomputed) = (peak(false), peak(true));
+    println!("activations and gradients: {kept} bytes, {recomputed} with recomputation");
+    assert!(2 * recomputed < kept, "{recomputed} bytes against {kept}");
+}
+
+#[test]
 fn adm_gradients_are_the_slopes_of_the_loss() {
+    let mut checked = BTreeSet::new();
     for config in [other_forms(), AdmConfig { dropout: 0.0, ..shallow() }] {
         let (_, grads) = gradients(&config, false);
         let (net, mut store) = randomised(&config);
@@ -227,11 +248,11 @@ fn adm_gradients_are_the_slopes_of_the_loss() {
             "output_blocks.1.0.skip_connection.weight",
             "output_blocks.3.0.out_layers.3.weight",
             "out.0.bias",
+            "label_emb.weight",
+            "output_blocks.1.2.conv.weight",
         ] {
-            let Some(id) = store.find(key) else {
-                assert!(key.contains("blocks.2.0.emb"), "{key} exists");
-                continue;
-            };
+            let Some(id) = store.find(key) else { continue };
+            checked.insert(key);
             let gradient = &grads.iter().find(|(n, _)| n == key).unwrap().1;
             let g = gradient.f32s().unwrap();
             let norm = g.iter().map(|v| f64::from(v * v)).sum::<f64>().sqrt();
@@ -242,12 +263,14 @@ fn adm_gradients_are_the_slopes_of_the_loss() {
                 store.set(id, Tensor::from_vec(start.shape(), moved).unwrap()).unwrap();
                 loss(&store)
             };
-            let h = 1e-2;
-            let slope = (at(h) - at(-h)) / (2.0 * h);
+            // Central differences of two widths, which cancels the error of third order.
+            let h = 2e-3;
+            let slope = (8.0 * (at(h) - at(-h)) - (at(2.0 * h) - at(-2.0 * h))) / (12.0 * h);
             at(0.0);
-            assert!((slope / norm - 1.0).abs() < 0.02, "{key}: slope {slope}, gradient {norm}");
+            assert!((slope / norm - 1.0).abs() < 5e-3, "{key}: slope {slope}, gradient {norm}");
         }
     }
+    assert_eq!(checked.len(), 11, "every key is one of a network's");
 }
 
 #[test]

@@ -82,9 +82,9 @@ impl ResBlock {
         c_out: usize,
         resample: Option<Resample>,
         index: &mut usize,
-    ) -> Self {
+    ) -> Box<Self> {
         let conditions = if config.use_scale_shift_norm { 2 * c_out } else { c_out };
-        let block = ResBlock {
+        let block = Box::new(ResBlock {
             in_norm: norm(&mut b.pp("in_layers.0"), c_in),
             in_conv: Conv2d::new(&mut b.pp("in_layers.2"), c_in, c_out, 3, 1, 1),
             embedding: Linear::new(&mut b.pp("emb_layers.1"), config.embedding_channels(), conditions),
@@ -95,7 +95,7 @@ impl ResBlock {
             scale_shift: config.use_scale_shift_norm,
             dropout: config.dropout,
             index: *index,
-        };
+        });
         *index += 1;
         block
     }
@@ -224,7 +224,7 @@ impl AttentionBlock {
 pub(super) enum Layer {
     /// The first convolution.
     Stem(Conv2d),
-    Res(ResBlock),
+    Res(Box<ResBlock>),
     Attention(AttentionBlock),
     /// `Downsample`: a convolution of stride 2, or else a mean.
     Down(Option<Conv2d>),

@@ -65,9 +65,12 @@ fn default_true() -> bool {
     true
 }
 
+/// Makes a configuration.
+type Constructor = fn() -> AdmConfig;
+
 impl AdmConfig {
     /// Every named configuration.
-    pub const NAMED: &'static [(&'static str, fn() -> AdmConfig)] = &[
+    pub const NAMED: &'static [(&'static str, Constructor)] = &[
         ("imagenet256", Self::imagenet256),
         ("imagenet256_cond", Self::imagenet256_cond),
         ("lsun256", Self::lsun256),
@@ -220,7 +223,7 @@ impl AdmConfig {
         }
         for (level, mult) in self.channel_mult.iter().enumerate() {
             let c = self.channels(level);
-            if c == 0 || c % GROUPS != 0 {
+            if c == 0 || !c.is_multiple_of(GROUPS) {
                 return refuse(
                     "channel_mult",
                     format!("level {level} has {mult} x {} = {c} channels", self.model_channels),
@@ -251,8 +254,8 @@ impl AdmConfig {
         }
         for (channels, heads) in Layout::new(self).attentions() {
             let divides = match self.num_head_channels {
-                Some(per_head) => channels % per_head == 0,
-                None => channels % heads == 0,
+                Some(per_head) => channels.is_multiple_of(per_head),
+                None => channels.is_multiple_of(heads),
             };
             if !divides {
                 let (key, n) = match self.num_head_channels {

@@ -3,6 +3,7 @@
 use super::AdmConfig;
 use crate::error::{Error, Result};
 use serde::Deserialize;
+use std::str::FromStr;
 
 /// Flags of the scripts that say nothing about the network: diffusion process, precision, memory.
 const OTHER_FLAGS: &[&str] = &[
@@ -77,10 +78,10 @@ impl AdmConfig {
         })?;
         let channel_mult = match &*f.channel_mult {
             "" => default_channel_mult(f.image_size)?,
-            text => numbers("channel_mult", text)?.iter().map(|&m| m as f64).collect(),
+            text => numbers("channel_mult", text)?,
         };
         let mut attention_ds = Vec::new();
-        for resolution in numbers("attention_resolutions", &f.attention_resolutions)? {
+        for resolution in numbers::<usize>("attention_resolutions", &f.attention_resolutions)? {
             attention_ds.push(f.image_size.checked_div(resolution).ok_or_else(|| {
                 Error::usage("a resolution is 0")
                     .with_key("attention_resolutions")
@@ -128,14 +129,16 @@ fn default_channel_mult(image_size: usize) -> Result<Vec<f64>> {
     })
 }
 
-fn numbers(key: &str, text: &str) -> Result<Vec<usize>> {
-    let parse = |s: &str| s.trim().parse::<usize>();
-    let parsed: Result<Vec<usize>, _> = text.split(',').map(parse).collect();
+fn numbers<T: FromStr>(key: &str, text: &str) -> Result<Vec<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let parsed: Result<Vec<T>, _> = text.split(',').map(|s| s.trim().parse()).collect();
     parsed.map_err(|e| {
         Error::usage(format!("\"{text}\" is no list of numbers"))
             .with_key(key)
             .with_source(e)
-            .with_remedy("separate whole numbers by commas, e.g. \"32,16,8\"")
+            .with_remedy("separate numbers by commas, e.g. \"32,16,8\"")
     })
 }
 

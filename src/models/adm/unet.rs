@@ -280,7 +280,7 @@ impl AdmUnet {
             return Err(Error::shape("adm", message).with_tensor("x", x.tensor()));
         }
         let stride = self.config.max_stride();
-        if n == 0 || h == 0 || w == 0 || h % stride != 0 || w % stride != 0 {
+        if n == 0 || h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
             let message = format!("height and width must be multiples of {stride}, and no size 0");
             return Err(Error::shape("adm", message)
                 .with_tensor("x", x.tensor())
