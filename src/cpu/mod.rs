@@ -1,6 +1,8 @@
-//! Host compute on slices: threads and matrix products. Knows no tensors.
+//! Host compute on slices: threads, matrix products, sums and elementary functions. Knows no tensors.
 
 mod gemm;
+pub mod math;
+pub mod rows;
 mod threads;
 
 pub use gemm::{MatMut, MatRef, gemm};

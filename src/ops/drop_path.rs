@@ -1,18 +1,128 @@
-//! PLACEHOLDER drop_path
-use super::*;
+//! Stochastic depth: every sample is kept with probability `1 - rate` and then scaled by `1 / (1 - rate)`, or set to
+//! 0; the gradient goes the same way. Huang et al., arXiv:1603.09382, in the per-sample form.
 
-/// placeholder
+use super::*;
+use crate::base::Philox;
+use crate::cpu::for_each_chunk;
+use crate::error::Error;
+
+/// Drops whole samples. Input: `x [N, ..]`. Sample `n` is kept if element `n` of the stream `rng` is at least `rate`;
+/// rate 0 is the identity.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct DropPath { pub rate: f32, pub rng: crate::base::Philox }
-impl Op for DropPath {
-    fn name(&self) -> &'static str { "drop_path" }
-    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
-    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
-    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
-    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
-    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
-    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+pub struct DropPath {
+    /// Probability of dropping a sample, in `[0, 1)`.
+    pub rate: f32,
+    /// The stream the decisions come from.
+    pub rng: Philox,
 }
-/// cases
-pub fn cases() -> Vec<Case> { Vec::new() }
+
+impl DropPath {
+    /// The factor of sample `n`.
+    fn factor(&self, n: usize) -> f32 {
+        if self.rng.uniform_at(n as u64) < self.rate { 0.0 } else { 1.0 / (1.0 - self.rate) }
+    }
+
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        if self.rate == 0.0 || x.elems() == 0 {
+            return Ok(x.clone());
+        }
+        const CHUNK: usize = 4096;
+        let (v, count) = (x.f32s()?, x.elems() / x.shape()[0]);
+        let mut y = vec![0.0; v.len()];
+        for (n, y) in y.chunks_mut(count).enumerate() {
+            let factor = self.factor(n);
+            if factor != 0.0 {
+                let x = &v[n * count..];
+                for_each_chunk(y, CHUNK, |i, y| {
+                    y.iter_mut().zip(&x[i * CHUNK..]).for_each(|(y, &x)| *y = x * factor);
+                });
+            }
+        }
+        Tensor::from_vec(x.shape(), y)
+    }
+}
+
+impl Op for DropPath {
+    fn name(&self) -> &'static str {
+        "drop_path"
+    }
+
+    fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
+        if !(0.0..1.0).contains(&self.rate) {
+            return Err(Error::usage(format!("the rate must lie in [0, 1), got {}", self.rate))
+                .with_op("drop_path")
+                .with_remedy("set a drop path rate of at least 0 and below 1"));
+        }
+        match inputs {
+            [x] if !x.is_empty() => Ok(*x),
+            [x] => Err(Error::shape("drop_path", format!("expects samples [N, ..], got {x}"))),
+            _ => Err(Error::shape("drop_path", format!("takes one input (x), got {}", inputs.len()))),
+        }
+    }
+
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Forward> {
+        inputs[0].f32s()?;
+        Ok(self.apply(inputs[0])?.into())
+    }
+
+    fn save(&self, _inputs: &[&Tensor], _y: &Tensor) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.apply(ctx.gy)?)])
+    }
+
+    fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let shape = inputs[0].shape();
+        let count = shape.elems() / shape[0];
+        let keep = 1.0 - f64::from(self.rate);
+        let y = inputs[0].data::<f64>()?.iter().enumerate().map(|(i, x)| {
+            if self.rng.uniform_at((i / count) as u64) >= self.rate { x / keep } else { 0.0 }
+        });
+        Tensor::from_vec(shape, y.collect())
+    }
+
+    fn flops(&self, inputs: &[Shape]) -> u64 {
+        inputs[0].elems() as u64
+    }
+}
+
+/// No dropping, some, most, and a single sample.
+pub fn cases() -> Vec<Case> {
+    let op = |rate| DropPath { rate, rng: Philox::new(5).fold_str("drop_path") };
+    vec![
+        Case::new("rate 0", op(0.0), vec![Input::normal("x", [2, 3])]),
+        Case::new("one sample", op(0.3), vec![Input::normal("x", [1, 3, 5, 7])]),
+        Case::new("some", op(0.3), vec![Input::normal("x", [11, 3, 1, 5])]),
+        Case::new("most", op(0.9), vec![Input::normal("x", [30, 2])]),
+        Case::bench("block", op(0.1), vec![Input::normal("x", [8, 56, 56, 96])]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_expectation() {
+        let op = DropPath { rate: 0.25, rng: Philox::new(1) };
+        let n = 20_000;
+        let y = run(&op, &[&Tensor::full([n, 2], 1.0)]).unwrap().y;
+        let y = y.f32s().unwrap();
+        assert!(y.chunks(2).all(|s| s[0] == s[1] && (s[0] == 0.0 || s[0] == 1.0 / 0.75)));
+        let mean = y.iter().sum::<f32>() / (2 * n) as f32;
+        assert!((mean - 1.0).abs() < 0.02, "{mean}");
+    }
+
+    #[test]
+    fn refuses_other_rates() {
+        for rate in [1.0, -0.1, f32::NAN] {
+            let op = DropPath { rate, rng: Philox::new(1) };
+            let e = run(&op, &[&Tensor::zeros([2, 2])]).err().unwrap();
+            assert!(e.is_usage() && e.to_string().contains("drop_path"), "{e}");
+        }
+        let op = DropPath { rate: 0.5, rng: Philox::new(1) };
+        assert!(run(&op, &[&Tensor::scalar(1.0)]).err().unwrap().is_shape());
+    }
+}

@@ -1,18 +1,78 @@
-//! PLACEHOLDER gelu
-use super::*;
+//! GELU in its exact form: `y = x P(x)` with the cumulative normal distribution `P(x) = (1 + erf(x / sqrt 2)) / 2`;
+//! gradient `gx = gy (P(x) + x p(x))` with the normal density `p`. Hendrycks, Gimpel, arXiv:1606.08415.
 
-/// placeholder
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Gelu {  }
+use super::*;
+use crate::cpu::{math, rows};
+use crate::error::Error;
+
+/// `y = x * P(x)`, the exact (erf) form. Input: `x` of any shape.
+#[derive(Clone, Debug, Default)]
+pub struct Gelu {}
+
 impl Op for Gelu {
-    fn name(&self) -> &'static str { "gelu" }
-    fn output_shape(&self, _: &[Shape]) -> Result<Shape> { unimplemented!() }
-    fn forward(&self, _: &[&Tensor]) -> Result<Forward> { unimplemented!() }
-    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> { unimplemented!() }
-    fn backward(&self, _: &Backward<'_>) -> Result<Vec<Option<Tensor>>> { unimplemented!() }
-    fn reference(&self, _: &[&Tensor]) -> Result<Tensor> { unimplemented!() }
-    fn flops(&self, _: &[Shape]) -> u64 { 0 }
+    fn name(&self) -> &'static str {
+        "gelu"
+    }
+
+    fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
+        match inputs {
+            [x] => Ok(*x),
+            _ => Err(Error::shape("gelu", format!("takes one input (x), got {}", inputs.len()))),
+        }
+    }
+
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Forward> {
+        let y = rows::map(inputs[0].f32s()?, |x| x * math::normal(x).0);
+        Ok(Tensor::from_vec(inputs[0].shape(), y)?.into())
+    }
+
+    fn save(&self, inputs: &[&Tensor], _y: &Tensor) -> Vec<Tensor> {
+        vec![inputs[0].clone()]
+    }
+
+    fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let gx = rows::map2(ctx.gy.f32s()?, ctx.saved[0].f32s()?, |gy, x| {
+            let (p, density) = math::normal(x);
+            gy * (p + x * density)
+        });
+        Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
+    }
+
+    fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let x = inputs[0].data::<f64>()?;
+        let gelu = |&x: &f64| 0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2));
+        Tensor::from_vec(inputs[0].shape(), x.iter().map(gelu).collect())
+    }
+
+    fn flops(&self, inputs: &[Shape]) -> u64 {
+        20 * inputs[0].elems() as u64
+    }
 }
-/// cases
-pub fn cases() -> Vec<Case> { Vec::new() }
+
+/// Values from the linear, the curved and the flat part.
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("one element", Gelu {}, vec![Input::normal("x", [1])]),
+        Case::new("odd", Gelu {}, vec![Input::normal("x", [3, 5, 7, 11])]),
+        Case::new("wide", Gelu {}, vec![Input::filled("x", [2, 33], Fill::Uniform(-12.0, 12.0))]),
+        Case::bench("mlp activation", Gelu {}, vec![Input::normal("x", [8, 56, 56, 384])]),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The check's tolerance is relative to the largest value; here every value counts for itself.
+    #[test]
+    fn small_values_are_accurate_too() {
+        let x: Vec<f32> = (-6000..6000).map(|i| i as f32 * 1e-3).collect();
+        let t = Tensor::from_vec([x.len()], x.clone()).unwrap();
+        let y = run(&Gelu {}, &[&t]).unwrap().y;
+        for (&x, &y) in x.iter().zip(y.f32s().unwrap()) {
+            let want = 0.5 * f64::from(x) * libm::erfc(-f64::from(x) / std::f64::consts::SQRT_2);
+            assert!((f64::from(y) - want).abs() <= 2e-5 * want.abs(), "gelu({x}) = {y:e}, not {want:e}");
+        }
+        assert!(run(&Gelu {}, &[&t, &t]).err().unwrap().is_shape());
+    }
+}

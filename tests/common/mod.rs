@@ -1,6 +1,8 @@
 //! What the golden tests share: the set of reference values, its manifest, comparisons.
 #![allow(dead_code, reason = "every test binary uses its own part of this module")]
 
+pub mod golden;
+
 use dtk::tensor::SafetensorsFile;
 use serde_json::Value;
 use std::path::PathBuf;
