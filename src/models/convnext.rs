@@ -286,7 +286,7 @@ mod tests {
             ConvNextConfig { depths: [1; 4], dims: [2; 4], layer_scale: 0.0, ..ConvNextConfig::tiny() };
         let (mut store, model) = build(&config);
         let bias = store.find("stem.0.bias").unwrap();
-        store.set(bias, Tensor::from_vec([2], vec![1e-3, -1e-3]).unwrap()).unwrap();
+        store.set(bias, Tensor::from_vec([2], vec![1e-3f32, -1e-3]).unwrap()).unwrap();
         let mut ctx = Ctx::inference(&store);
         let x = ctx.constant(Tensor::zeros([1, 32, 32, 3]));
         let features = model.features(&mut ctx, &x).unwrap();
