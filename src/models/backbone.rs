@@ -370,7 +370,8 @@ mod tests {
         }
     }
 
-    /// Training with and without recomputation gives the same numbers, drop path and batch statistics included.
+    /// Training with and without recomputation gives the same features and, but for the order in which gradients of
+    /// a block's branches are summed, the same gradients; with drop path and batch statistics.
     #[test]
     fn recomputation_changes_nothing() {
         for text in [
@@ -401,9 +402,10 @@ mod tests {
             };
             let (plain, again) = (run(false), run(true));
             assert_eq!(plain.1, again.1);
+            assert_eq!(plain.0[..4], again.0[..4]);
             for (a, b) in plain.0.iter().zip(&again.0) {
-                assert!(a.iter().all(|v| v.is_finite()));
-                assert_eq!(a, b);
+                let scale = a.iter().fold(0.0, |m, v| f32::max(m, v.abs()));
+                assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * scale));
             }
         }
     }

@@ -166,7 +166,7 @@ struct Stage {
 pub struct ConvNext {
     config: ConvNextConfig,
     stem: Downsample,
-    stages: [Stage; 4],
+    stages: Vec<Stage>,
     head: Option<(LayerNorm, Linear)>,
 }
 
@@ -200,7 +200,7 @@ impl ConvNext {
                 .collect();
             Stage { downsample, blocks }
         };
-        let stages = [stage(0), stage(1), stage(2), stage(3)];
+        let stages = (0..4).map(&mut stage).collect();
         let head = (config.num_classes > 0).then(|| {
             let norm = LayerNorm::new(&mut b.pp("head.norm"), dims[3], EPS);
             let mut b = b.pp("head.fc");
@@ -250,5 +250,49 @@ impl ConvNext {
         let y = ctx.apply(ops::global_avg_pool::GlobalAvgPool {}, &[top])?;
         let y = norm.forward(ctx, &y)?;
         fc.forward(ctx, &y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::ParamStore;
+    use crate::tensor::Tensor;
+
+    fn build(config: &ConvNextConfig) -> (ParamStore, ConvNext) {
+        let mut store = ParamStore::new();
+        let model = ConvNext::new(&mut store.builder(), config).unwrap();
+        store.init(1).unwrap();
+        (store, model)
+    }
+
+    #[test]
+    fn drop_path_grows_linearly_over_all_blocks() {
+        let rates = |config: &ConvNextConfig| -> Vec<f32> {
+            let (_, model) = build(config);
+            model.stages.iter().flat_map(|s| &s.blocks).map(|b| b.drop_path).collect()
+        };
+        let config =
+            ConvNextConfig { depths: [1, 2, 1, 1], dims: [2; 4], drop_path: 0.4, ..ConvNextConfig::tiny() };
+        for (got, want) in rates(&config).into_iter().zip([0.0, 0.1, 0.2, 0.3, 0.4]) {
+            assert!((got - want).abs() <= 1e-7, "{got} {want}");
+        }
+    }
+
+    /// Values of variance 1e-6 tell eps 1e-6 from any other, which ordinary inputs do not.
+    #[test]
+    fn norms_have_eps_1e_6_and_layer_scale_closes_the_branch() {
+        let config =
+            ConvNextConfig { depths: [1; 4], dims: [2; 4], layer_scale: 0.0, ..ConvNextConfig::tiny() };
+        let (mut store, model) = build(&config);
+        let bias = store.find("stem.0.bias").unwrap();
+        store.set(bias, Tensor::from_vec([2], vec![1e-3f32, -1e-3]).unwrap()).unwrap();
+        let mut ctx = Ctx::inference(&store);
+        let x = ctx.constant(Tensor::zeros([1, 32, 32, 3]));
+        let features = model.features(&mut ctx, &x).unwrap();
+        for pixel in features[0].tensor().f32s().unwrap().chunks(2) {
+            let want = 0.5f32.sqrt();
+            assert!((pixel[0] - want).abs() <= 1e-4 && (pixel[1] + want).abs() <= 1e-4, "{pixel:?}");
+        }
     }
 }

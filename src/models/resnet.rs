@@ -226,7 +226,7 @@ impl Residual {
 pub struct ResNet {
     config: ResNetConfig,
     stem: ConvBn,
-    stages: [Vec<Residual>; 4],
+    stages: Vec<Vec<Residual>>,
     fc: Option<Linear>,
 }
 
@@ -251,7 +251,7 @@ impl ResNet {
                 })
                 .collect()
         };
-        let stages = [stage(0), stage(1), stage(2), stage(3)];
+        let stages = (0..4).map(&mut stage).collect();
         let fc = (config.num_classes > 0).then(|| Linear::new(&mut b.pp("fc"), c_in, config.num_classes));
         Ok(ResNet { config: config.clone(), stem, stages, fc })
     }
@@ -295,5 +295,29 @@ impl ResNet {
         let fc = self.fc.as_ref().ok_or_else(|| super::backbone::no_head("resnet"))?;
         let pooled = ctx.apply(ops::global_avg_pool::GlobalAvgPool {}, &[top])?;
         fc.forward(ctx, &pooled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::ParamStore;
+
+    #[test]
+    fn last_gains_start_at_zero_if_asked() {
+        for (config, last) in [(ResNetConfig::resnet18(), "bn2"), (ResNetConfig::resnet50(), "bn3")] {
+            for zero_init_last in [true, false] {
+                let config = ResNetConfig { zero_init_last, channels: [2; 4], ..config.clone() };
+                let mut store = ParamStore::new();
+                ResNet::new(&mut store.builder(), &config).unwrap();
+                store.init(1).unwrap();
+                for (_, p) in store.iter().filter(|(_, p)| p.name().contains("bn")) {
+                    let Some(norm) = p.name().strip_suffix(".weight") else { continue };
+                    let zero = zero_init_last && norm.starts_with("layer") && norm.ends_with(last);
+                    let want = if zero { 0.0 } else { 1.0 };
+                    assert!(p.value().f32s().unwrap().iter().all(|&g| g == want), "{norm}");
+                }
+            }
+        }
     }
 }
