@@ -122,8 +122,11 @@ impl Distiller {
         let loss = feature_loss(&mut ctx, &out, &targets, &self.loss)?;
         let total = loss.total.tensor().item()?;
         if !total.is_finite() {
-            return Err(Error::numeric("loss", format!("is {total} at step {step} (mse {}, at {})", loss.mse, loss.at))
-                .with_remedy("lower the learning rate, clip the gradient, or check the teacher's weights"));
+            return Err(Error::numeric(
+                "loss",
+                format!("is {total} at step {step} (mse {}, at {})", loss.mse, loss.at),
+            )
+            .with_remedy("lower the learning rate, clip the gradient, or check the teacher's weights"));
         }
         let mut levels = Vec::with_capacity(out.len());
         for (i, (s, t)) in out.iter().zip(&targets).enumerate() {

@@ -139,7 +139,8 @@ pub fn cosine_similarity(student: &Tensor, teacher: &Tensor, config: &LossConfig
     let cosines = crate::cpu::map_ordered(n, |i| -> Result<f64> {
         let part = i * per_sample..(i + 1) * per_sample;
         let (s, t) = (&student.f32s()?[part.clone()], &target.f32s()?[part]);
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let dot =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         Ok(dot(s, t) / (dot(s, s) * dot(t, t)).sqrt().max(1e-12))
     });
     let sum: f64 = cosines.into_iter().sum::<Result<f64>>()?;

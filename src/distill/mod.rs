@@ -23,4 +23,4 @@ pub use label::{LabelLossConfig, mixed_loss};
 pub use loss::{FeatureLoss, LossConfig, cosine_similarity, feature_loss};
 pub use plan::{Part, Plan};
 pub use student::{Student, StudentConfig, normalize_imagenet};
-pub use teacher::{Teacher, TeacherConfig, TeacherModel, TapsConfig};
+pub use teacher::{TapsConfig, Teacher, TeacherConfig, TeacherModel};

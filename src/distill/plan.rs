@@ -58,7 +58,13 @@ impl Plan {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn new(teacher: &Teacher, student: &Student, loss: &LossConfig, batch: usize, hw: [usize; 2]) -> Result<Self> {
+    pub fn new(
+        teacher: &Teacher,
+        student: &Student,
+        loss: &LossConfig,
+        batch: usize,
+        hw: [usize; 2],
+    ) -> Result<Self> {
         let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
         let ledger = Ledger::new();
         let (maps, steps) = teacher.plan(&images, &ledger)?;

@@ -101,7 +101,8 @@ impl Op for Add {
                 spread(&ctx.inputs[0], &ctx.inputs[1]).expect("output_shape accepted the shapes");
             let g = g.f32s()?;
             let sums = rows::sum_rows([samples, rows, width], width, |n, range, sums| {
-                for row in g[(n * rows + range.start) * width..(n * rows + range.end) * width].chunks_exact(width)
+                for row in
+                    g[(n * rows + range.start) * width..(n * rows + range.end) * width].chunks_exact(width)
                 {
                     sums.iter_mut().zip(row).for_each(|(s, &g)| *s += f64::from(g));
                 }
@@ -164,7 +165,8 @@ mod tests {
     #[test]
     fn refuses_what_does_not_spread() {
         let a = Tensor::zeros([2, 3, 4, 5]);
-        for b in [vec![5, 1], vec![3, 5], vec![1, 3, 4, 5], vec![2, 1, 5], vec![], vec![2, 3, 4, 1], vec![1]] {
+        for b in [vec![5, 1], vec![3, 5], vec![1, 3, 4, 5], vec![2, 1, 5], vec![], vec![2, 3, 4, 1], vec![1]]
+        {
             let b = Tensor::zeros(Shape::from_slice(&b).unwrap());
             let e = run(&Add { relu: false }, &[&a, &b]).err().unwrap();
             assert!(e.is_shape() && e.remedy().is_some(), "{e}");

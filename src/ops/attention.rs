@@ -101,7 +101,9 @@ impl Op for Attention {
             return fail(format!("takes one input (qkv), got {}", inputs.len()));
         };
         if !matches!(x.len(), 3 | 4) || x.elems() == 0 {
-            return fail(format!("expects qkv [N, T, 3C] or [N, H, W, 3C] with at least one element, got {x}"));
+            return fail(format!(
+                "expects qkv [N, T, 3C] or [N, H, W, 3C] with at least one element, got {x}"
+            ));
         }
         if self.heads == 0 || !x.last().is_multiple_of(3 * self.heads) {
             return fail(format!(

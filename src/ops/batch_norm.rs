@@ -93,11 +93,17 @@ impl Op for BatchNorm {
         }
         if let Some(bad) = inputs[1..].iter().find(|s| ***s != [x.last()]) {
             let c = x.last();
-            return Err(Error::shape("batch_norm", format!("x {x} needs {names} with [{c}] each, got {bad}")));
+            return Err(Error::shape(
+                "batch_norm",
+                format!("x {x} needs {names} with [{c}] each, got {bad}"),
+            ));
         }
         if self.mode == BatchNormMode::Train && x.rows() < 2 {
-            return Err(Error::shape("batch_norm", format!("x {x} has {} value per channel to train on", x.rows()))
-                .with_remedy("use a batch of at least 2"));
+            return Err(Error::shape(
+                "batch_norm",
+                format!("x {x} has {} value per channel to train on", x.rows()),
+            )
+            .with_remedy("use a batch of at least 2"));
         }
         Ok(x)
     }
@@ -116,7 +122,8 @@ impl Op for BatchNorm {
                 stats(mean.into_iter(), var.into_iter(), self.eps)
             }
             BatchNormMode::Eval => {
-                let wide = |t: &Tensor| -> Result<Vec<f64>> { Ok(t.f32s()?.iter().map(|&v| v.into()).collect()) };
+                let wide =
+                    |t: &Tensor| -> Result<Vec<f64>> { Ok(t.f32s()?.iter().map(|&v| v.into()).collect()) };
                 stats(wide(inputs[3])?.into_iter(), wide(inputs[4])?.into_iter(), self.eps)
             }
         };

@@ -77,9 +77,10 @@ impl Op for DropPath {
         let shape = inputs[0].shape();
         let count = shape.elems() / shape[0];
         let keep = 1.0 - f64::from(self.rate);
-        let y = inputs[0].data::<f64>()?.iter().enumerate().map(|(i, x)| {
-            if self.rng.uniform_at((i / count) as u64) >= self.rate { x / keep } else { 0.0 }
-        });
+        let y =
+            inputs[0].data::<f64>()?.iter().enumerate().map(|(i, x)| {
+                if self.rng.uniform_at((i / count) as u64) >= self.rate { x / keep } else { 0.0 }
+            });
         Tensor::from_vec(shape, y.collect())
     }
 

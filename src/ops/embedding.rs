@@ -11,11 +11,9 @@ pub struct Embedding {}
 /// The row numbers, or an error that names the first one outside `0..count`.
 fn checked(index: &[i64], count: usize) -> Result<impl Iterator<Item = usize>> {
     match index.iter().find(|&&k| usize::try_from(k).map_or(true, |k| k >= count)) {
-        Some(k) => {
-            Err(Error::data(format!("index {k} lies outside the table of {count} rows, 0..{count}"))
-                .with_op("embedding")
-                .with_remedy("check the number of classes that the table was made for"))
-        }
+        Some(k) => Err(Error::data(format!("index {k} lies outside the table of {count} rows, 0..{count}"))
+            .with_op("embedding")
+            .with_remedy("check the number of classes that the table was made for")),
         None => Ok(index.iter().map(|&k| k as usize)),
     }
 }

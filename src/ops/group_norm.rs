@@ -94,9 +94,9 @@ impl<'a> Terms<'a> {
         let c = self.w.len();
         let group = n * self.groups + j / (c / self.groups);
         let [high, low, r] = [0, 1, 2].map(|i| f64::from(self.stats[3 * group + i]));
-        let (scale, shift) = self.scale_shift.map_or((1.0, 0.0), |s| {
-            (1.0 + f64::from(s[2 * n * c + j]), f64::from(s[2 * n * c + c + j]))
-        });
+        let (scale, shift) = self
+            .scale_shift
+            .map_or((1.0, 0.0), |s| (1.0 + f64::from(s[2 * n * c + j]), f64::from(s[2 * n * c + c + j])));
         Term { high, low, r, w: f64::from(self.w[j]), b: f64::from(self.b[j]), scale, shift }
     }
 

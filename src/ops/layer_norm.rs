@@ -28,7 +28,10 @@ impl Op for LayerNorm {
 
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
         let [x, w, b] = inputs else {
-            return Err(Error::shape("layer_norm", format!("takes three inputs (x, w, b), got {}", inputs.len())));
+            return Err(Error::shape(
+                "layer_norm",
+                format!("takes three inputs (x, w, b), got {}", inputs.len()),
+            ));
         };
         if x.is_empty() || x.last() == 0 {
             return Err(Error::shape("layer_norm", format!("needs at least one channel, got {x}")));

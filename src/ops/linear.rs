@@ -22,7 +22,12 @@ fn sizes(inputs: &[Shape]) -> Result<(usize, usize, usize)> {
     let (x, w, b) = match inputs {
         [x, w] => (x, w, None),
         [x, w, b] => (x, w, Some(b)),
-        _ => return Err(Error::shape("linear", format!("takes x, weight and bias, got {} inputs", inputs.len()))),
+        _ => {
+            return Err(Error::shape(
+                "linear",
+                format!("takes x, weight and bias, got {} inputs", inputs.len()),
+            ));
+        }
     };
     let (out, features) = w.matrix("linear")?;
     if x.is_empty() || x.last() != features {

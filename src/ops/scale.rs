@@ -17,7 +17,9 @@ impl Op for Scale {
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
         match inputs {
             [x, gamma] if !x.is_empty() && **gamma == [x.last()] => Ok(*x),
-            [x, gamma] => Err(Error::shape("scale", format!("x {x} needs gamma [{}], got {gamma}", x.last()))),
+            [x, gamma] => {
+                Err(Error::shape("scale", format!("x {x} needs gamma [{}], got {gamma}", x.last())))
+            }
             _ => Err(Error::shape("scale", format!("takes two inputs (x, gamma), got {}", inputs.len()))),
         }
     }

@@ -16,7 +16,9 @@ impl Op for Softmax {
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
         match inputs {
             [x] if !x.is_empty() && x.last() > 0 => Ok(*x),
-            [x] => Err(Error::shape("softmax", format!("needs a last axis with at least one element, got {x}"))),
+            [x] => {
+                Err(Error::shape("softmax", format!("needs a last axis with at least one element, got {x}")))
+            }
             _ => Err(Error::shape("softmax", format!("takes one input (x), got {}", inputs.len()))),
         }
     }

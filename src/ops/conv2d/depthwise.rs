@@ -61,7 +61,8 @@ pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]
         (0..k)
             .filter_map(|t| {
                 let at = (i + g.pad[axis]).checked_sub(t * g.dilation[axis])?;
-                (at.is_multiple_of(g.stride[axis]) && at / g.stride[axis] < out).then(|| (t, at / g.stride[axis]))
+                (at.is_multiple_of(g.stride[axis]) && at / g.stride[axis] < out)
+                    .then(|| (t, at / g.stride[axis]))
             })
             .collect()
     };

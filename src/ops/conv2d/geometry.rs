@@ -27,11 +27,19 @@ impl Geometry {
         let (x, weight, bias) = match inputs {
             [x, w] => (x, w, None),
             [x, w, b] => (x, w, Some(b)),
-            _ => return Err(Error::shape("conv2d", format!("takes x, weight and bias, got {} inputs", inputs.len()))),
+            _ => {
+                return Err(Error::shape(
+                    "conv2d",
+                    format!("takes x, weight and bias, got {} inputs", inputs.len()),
+                ));
+            }
         };
         let (n, h, w, ci) = x.nhwc("conv2d")?;
         let [co, kh, kw, per_group] = **weight else {
-            return Err(Error::shape("conv2d", format!("expects a weight [out, kh, kw, in/groups], got {weight}")));
+            return Err(Error::shape(
+                "conv2d",
+                format!("expects a weight [out, kh, kw, in/groups], got {weight}"),
+            ));
         };
         if op.groups == 0 || op.stride.contains(&0) || op.dilation.contains(&0) {
             return Err(Error::shape("conv2d", "groups, stride and dilation must be positive"));
@@ -39,18 +47,27 @@ impl Geometry {
         if per_group * op.groups != ci || !co.is_multiple_of(op.groups) || per_group == 0 {
             return Err(Error::shape(
                 "conv2d",
-                format!("{ci} input and {co} output channels do not fit weight {weight} in {} groups", op.groups),
+                format!(
+                    "{ci} input and {co} output channels do not fit weight {weight} in {} groups",
+                    op.groups
+                ),
             ));
         }
         if bias.is_some_and(|b| **b != [co]) {
-            return Err(Error::shape("conv2d", format!("bias must be [{co}], got {}", bias.expect("checked"))));
+            return Err(Error::shape(
+                "conv2d",
+                format!("bias must be [{co}], got {}", bias.expect("checked")),
+            ));
         }
         let out = |size: usize, k: usize, i: usize| {
             let span = op.dilation[i] * (k.max(1) - 1) + 1;
             (size + 2 * op.pad[i]).checked_sub(span).filter(|_| k > 0).map(|room| room / op.stride[i] + 1)
         };
         let (Some(ho), Some(wo)) = (out(h, kh, 0), out(w, kw, 1)) else {
-            return Err(Error::shape("conv2d", format!("a {kh}x{kw} kernel does not fit a {h}x{w} image with padding")));
+            return Err(Error::shape(
+                "conv2d",
+                format!("a {kh}x{kw} kernel does not fit a {h}x{w} image with padding"),
+            ));
         };
         Ok(Geometry {
             n,

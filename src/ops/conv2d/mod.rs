@@ -125,7 +125,8 @@ pub(super) fn product_weight_gradient(dw: &mut [f32], x: &[f32], gy: &[f32], m: 
     let partial = map_ordered(parts, |p| {
         let (a, b) = (p * m / parts, (p + 1) * m / parts);
         let mut dw = vec![0.0; co * ci];
-        let (gy, x) = (MatRef::row_major(&gy[a * co..], b - a, co), MatRef::row_major(&x[a * ci..], b - a, ci));
+        let (gy, x) =
+            (MatRef::row_major(&gy[a * co..], b - a, co), MatRef::row_major(&x[a * ci..], b - a, ci));
         gemm(MatMut::row_major(&mut dw, co, ci), gy.t(), x, false, parts == 1);
         dw
     });
@@ -220,10 +221,7 @@ fn indices([a, b, c, d]: [usize; 4]) -> impl Iterator<Item = (usize, usize, usiz
 /// Every way through the code, each with odd sizes; the benchmarks are shapes of the teacher and of ResNet.
 pub fn cases() -> Vec<Case> {
     let make = |label: &str, op: Conv2d, x: [usize; 4], co: usize, k: [usize; 2], bias: bool, bench: bool| {
-        let mut inputs = vec![
-            Input::normal("x", x),
-            Input::normal("w", [co, k[0], k[1], x[3] / op.groups]),
-        ];
+        let mut inputs = vec![Input::normal("x", x), Input::normal("w", [co, k[0], k[1], x[3] / op.groups])];
         if bias {
             inputs.push(Input::normal("b", [co]));
         }
@@ -252,7 +250,15 @@ pub fn cases() -> Vec<Case> {
         make("groups", full([1, 1], [1, 1], [1, 1], 4), [2, 6, 6, 8], 16, [3, 3], true, false),
         make("groups and stride", full([2, 2], [1, 1], [1, 1], 3), [2, 6, 7, 9], 6, [3, 3], false, false),
         make("depthwise", full([1, 1], [3, 3], [1, 1], 37), [2, 8, 9, 37], 37, [7, 7], true, false),
-        make("depthwise, stride and dilation", full([2, 2], [2, 2], [2, 1], 5), [1, 9, 8, 5], 5, [3, 3], false, false),
+        make(
+            "depthwise, stride and dilation",
+            full([2, 2], [2, 2], [2, 1], 5),
+            [1, 9, 8, 5],
+            5,
+            [3, 3],
+            false,
+            false,
+        ),
         make("channel multiplier", full([1, 1], [1, 1], [1, 1], 3), [1, 5, 5, 3], 6, [3, 3], true, false),
     ];
     for (n, hw, ci, co, k, stride) in [

@@ -92,7 +92,9 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
         }
     };
     if g.ho.is_multiple_of(block) {
-        for_each_chunk(y, block * row, |i, part| task(i / blocks_per_image, i % blocks_per_image * block, part));
+        for_each_chunk(y, block * row, |i, part| {
+            task(i / blocks_per_image, i % blocks_per_image * block, part)
+        });
     } else {
         // Ragged images: one task each, its blocks one after another.
         for_each_chunk(y, g.ho * row, |image, part| {
