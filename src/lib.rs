@@ -1,6 +1,8 @@
 //! dtk
 pub mod base;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod cpu;
 pub mod data;
 pub mod diffusion;
@@ -10,6 +12,8 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod recipe;
 pub mod tape;
 pub mod tensor;
+pub mod train;
 pub use error::{Error, Result};

@@ -7,14 +7,11 @@ use crate::tensor::Tensor;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::{Rgb, RgbImage};
-
-/// Channel means of ImageNet's RGB images, for values in 0..=1.
-pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Channel standard deviations of ImageNet's RGB images, for values in 0..=1.
-pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+use serde::{Deserialize, Serialize};
 
 /// How an image of any size becomes one of the wanted size.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Crop {
     /// The centre, after shrinking so that it covers as much as possible ([`center_crop`]).
     Center,
@@ -290,23 +287,6 @@ pub fn to_tensor(images: &[RgbImage]) -> Result<Tensor> {
     Tensor::from_vec([images.len(), h as usize, w as usize, 3], data)
 }
 
-/// From values in -1..=1 to the input that ImageNet backbones expect: `((x + 1) / 2 - mean) / std` per channel.
-///
-/// # Errors
-/// `x` is not a CPU f32 tensor with 3 channels in its last dimension.
-pub fn normalize_imagenet(x: &Tensor) -> Result<Tensor> {
-    if x.shape().last() != 3 {
-        return Err(Error::shape("normalize_imagenet", "expects 3 channels last").with_tensor("x", x));
-    }
-    let mut data = x.f32s()?.to_vec();
-    for px in data.chunks_exact_mut(3) {
-        for (c, v) in px.iter_mut().enumerate() {
-            *v = ((*v + 1.0) / 2.0 - IMAGENET_MEAN[c]) / IMAGENET_STD[c];
-        }
-    }
-    Tensor::from_vec(x.shape(), data)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -481,17 +461,5 @@ mod tests {
         assert!(to_tensor(&[]).unwrap_err().is_shape());
         assert!(to_tensor(&[im.clone(), RgbImage::new(1, 1)]).unwrap_err().is_shape());
         assert_eq!(&*to_tensor(&[im.clone(), im]).unwrap().shape(), &[2, 1, 2, 3]);
-    }
-
-    #[test]
-    fn imagenet_normalisation() {
-        let x = Tensor::from_vec([1, 1, 2, 3], vec![-1.0f32, 0.0, 1.0, 0.5, -0.5, 0.25]).unwrap();
-        let y = normalize_imagenet(&x).unwrap();
-        let want = [0.0, 0.5, 1.0, 0.75, 0.25, 0.625f64];
-        for (i, (got, w)) in y.f32s().unwrap().iter().zip(want).enumerate() {
-            let (m, s) = ([0.485, 0.456, 0.406][i % 3], [0.229, 0.224, 0.225][i % 3]);
-            assert!((f64::from(*got) - (w - m) / s).abs() <= 1e-6, "{i}: {got}");
-        }
-        assert!(normalize_imagenet(&Tensor::zeros([1, 2, 2, 4])).unwrap_err().is_shape());
     }
 }

@@ -23,6 +23,8 @@ pub struct TeacherConfig {
     pub taps: TapsConfig,
     /// Compute nothing behind the last tap.
     pub early_exit: bool,
+    /// Accept keys in the checkpoint that the network does not have.
+    pub allow_unexpected: bool,
     /// The class a class-conditional network is conditioned on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<usize>,
@@ -35,6 +37,7 @@ impl Default for TeacherConfig {
             weights: "random".into(),
             taps: TapsConfig::Preset("dreamteacher".into()),
             early_exit: true,
+            allow_unexpected: false,
             label: None,
         }
     }

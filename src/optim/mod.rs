@@ -92,6 +92,14 @@ pub enum OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// How many state tensors of a parameter's size the optimiser keeps: for memory plans.
+    pub fn state_copies(&self) -> usize {
+        match self {
+            OptimizerConfig::AdamW(_) | OptimizerConfig::Lamb(_) => 2,
+            OptimizerConfig::Lars(_) | OptimizerConfig::Sgd(_) => 1,
+        }
+    }
+
     /// An optimiser without state.
     ///
     /// # Errors

@@ -1,0 +1,158 @@
+//! The command line: one file per subcommand. The only layer that prints.
+
+mod check;
+mod features;
+mod info;
+mod models;
+mod plan;
+mod progress;
+mod train;
+
+use crate::error::{Error, Result};
+use crate::recipe::{self, Recipe};
+use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// DreamTeacher pretraining: distil a frozen generative network into an image backbone.
+#[derive(Parser)]
+#[command(name = "dtk", version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Distil a teacher into a backbone (the main job).
+    Train(train::Train),
+    /// Write feature maps of teacher or student to a safetensors file.
+    Features(features::Features),
+    /// List the networks dtk knows, their parameters, levels and where public weights are.
+    Models(models::Models),
+    /// Run every operation against its f64 reference on this machine.
+    Check(check::Check),
+    /// Say what this machine offers: processor, threads, memory, devices.
+    Info(info::Info),
+}
+
+/// Where a command gets its recipe from, and where it computes.
+#[derive(Args, Clone, Debug)]
+struct RecipeArgs {
+    /// A recipe: a TOML file or a built-in name (quickstart, imagenet, imagenet_convnext, lsun, ffhq, bdd100k).
+    #[arg(long, default_value = "quickstart", value_name = "FILE|NAME")]
+    recipe: String,
+    /// Change one value of the recipe, e.g. --set train.batch=64. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The images: a folder, a list of files, or an IDX file. Short for --set data.path=...
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// The teacher's checkpoint (safetensors or PyTorch). Short for --set teacher.weights=...
+    #[arg(long, value_name = "FILE|random")]
+    teacher: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+struct DeviceArgs {
+    /// Where to compute: auto, cpu or cuda[:N].
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: String,
+}
+
+impl DeviceArgs {
+    /// Checks the choice. dtk computes on the CPU so far.
+    fn check(&self) -> Result<()> {
+        let cuda = self.device.strip_prefix("cuda");
+        match (self.device.as_str(), cuda) {
+            ("auto" | "cpu", _) => Ok(()),
+            (_, Some(n)) if n.is_empty() || n.strip_prefix(':').is_some_and(|n| n.parse::<u32>().is_ok()) => {
+                Err(Error::device("this version of dtk has no CUDA device layer yet")
+                    .with_remedy("use --device cpu, or leave --device out"))
+            }
+            _ => Err(Error::usage(format!("unknown device `{}`", self.device))
+                .with_key("--device")
+                .with_remedy("choose auto, cpu or cuda[:N]")),
+        }
+    }
+}
+
+impl RecipeArgs {
+    fn resolve(&self) -> Result<Recipe> {
+        self.device.check()?;
+        let mut set = self.set.clone();
+        // A TOML literal, so that any path stays a string.
+        let literal = |key: &str, v: &str| format!("{key}={}", toml::Value::String(v.to_string()));
+        set.extend(self.data.iter().map(|d| literal("data.path", d)));
+        set.extend(self.teacher.iter().map(|t| literal("teacher.weights", t)));
+        recipe::resolve(&self.recipe, &set)
+    }
+}
+
+/// Parses the arguments, runs the command, prints an error if there is one. Exit codes: 0 success, 1 failure, 2 wrong
+/// usage, 130 stopped by Ctrl-C.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match &cli.command {
+        Command::Train(c) => c.run(),
+        Command::Features(c) => c.run(),
+        Command::Models(c) => c.run(),
+        Command::Check(c) => c.run(),
+        Command::Info(c) => c.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{}: {e}", if e.is_interrupted() { "interrupted" } else { "error" });
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+/// Bytes for people: 1.5 GiB.
+fn bytes(n: usize) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let i = (n.max(1).ilog2() as usize / 10).min(units.len() - 1);
+    if i == 0 {
+        format!("{n} B")
+    } else {
+        format!("{:.2} {}", n as f64 / (1u64 << (10 * i)) as f64, units[i])
+    }
+}
+
+/// Large counts for people: 552.8 M.
+fn count(n: u64) -> String {
+    match n {
+        0..1_000 => n.to_string(),
+        1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        1_000_000_000..1_000_000_000_000 => format!("{:.1} G", n as f64 / 1e9),
+        _ => format!("{:.2} T", n as f64 / 1e12),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!((bytes(0), bytes(1023), bytes(1536)), ("0 B".into(), "1023 B".into(), "1.50 KiB".into()));
+        assert_eq!((count(999), count(552_814_086)), ("999".into(), "552.8 M".into()));
+    }
+
+    #[test]
+    fn devices() {
+        let check = |d: &str| DeviceArgs { device: d.into() }.check();
+        assert!(check("auto").is_ok() && check("cpu").is_ok());
+        assert!(check("cuda").unwrap_err().is_device() && check("cuda:1").unwrap_err().is_device());
+        assert!(check("cuda:x").unwrap_err().is_usage() && check("tpu").unwrap_err().is_usage());
+    }
+}

@@ -1,0 +1,211 @@
+//! Recipes: everything a run depends on, as TOML. Every component owns its configuration; this only composes them.
+
+mod load;
+
+pub use load::{BUILTIN, resolve};
+
+use crate::data::Crop;
+use crate::diffusion::DiffusionConfig;
+use crate::distill::{LossConfig, StudentConfig, TeacherConfig};
+use crate::error::{Error, Result};
+use crate::optim::{EmaConfig, LrConfig, OptimizerConfig, ScheduleConfig, Span};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::path::PathBuf;
+
+/// A complete distillation run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What the recipe is called.
+    pub name: String,
+    /// Root of all randomness: initial weights, order of the images, flips, noise, dropout.
+    #[serde(default)]
+    pub seed: u64,
+    /// The images.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// The frozen generative network.
+    #[serde(default)]
+    pub teacher: TeacherConfig,
+    /// How images are encoded for it.
+    #[serde(default)]
+    pub diffusion: DiffusionConfig,
+    /// The network that learns.
+    pub student: StudentConfig,
+    /// What it learns to match.
+    #[serde(default)]
+    pub loss: LossConfig,
+    /// The optimiser.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate: its peak and its course.
+    pub lr: LearningRate,
+    /// Batch and length.
+    pub train: TrainConfig,
+    /// What is written, and how often. Does not influence the result.
+    #[serde(default)]
+    pub run: RunConfig,
+}
+
+/// The images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// A folder of images, a text file that lists images, or an IDX file of images; the built-in scenes if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Height of the images that the networks see, in pixels.
+    pub height: u32,
+    /// Width, in pixels.
+    pub width: u32,
+    /// How images of other sizes are cropped.
+    pub crop: Crop,
+    /// Mirror every image left to right with probability 1/2.
+    pub flip: bool,
+    /// The colour behind transparent parts, RGB.
+    pub background: [u8; 3],
+    /// How many unreadable images are tolerated before the run ends.
+    pub max_bad: usize,
+    /// Number of built-in scenes, when there is no path.
+    pub scenes: usize,
+    /// Decoding threads. Does not influence the result.
+    pub workers: usize,
+    /// Batches prepared ahead. Does not influence the result.
+    pub prefetch: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig {
+            path: None,
+            height: 256,
+            width: 256,
+            crop: Crop::Center,
+            flip: true,
+            background: [255; 3],
+            max_bad: 16,
+            scenes: 512,
+            workers: 2,
+            prefetch: 2,
+        }
+    }
+}
+
+/// The learning rate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearningRate {
+    /// The peak: a number, `"scaled"`, or `{ per_256 = number }`.
+    pub peak: LrConfig,
+    /// Warm-up and decay.
+    pub schedule: ScheduleConfig,
+}
+
+/// Batch and length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Images per update of the parameters.
+    pub batch: usize,
+    /// Parts that a batch is cut into, one after another, to save memory. Batch norm sees the parts.
+    #[serde(default = "one")]
+    pub accumulate: usize,
+    /// Length of the run: a number of steps, or `"200 epochs"`.
+    pub length: Span,
+    /// Clip the gradient to this global L2 norm before the optimiser sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_grad: Option<f64>,
+    /// Keep an exponential moving average of the student.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<EmaConfig>,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// What is written, and how often.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Steps between lines of `metrics.jsonl`.
+    pub log_every: u64,
+    /// Steps between checkpoints; one is always written at the end.
+    pub save_every: u64,
+    /// How many checkpoints are kept.
+    pub keep: usize,
+    /// Write TensorBoard events.
+    pub tensorboard: bool,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        RunConfig { log_every: 10, save_every: 1000, keep: 3, tensorboard: true }
+    }
+}
+
+impl Recipe {
+    /// Checks what the components cannot check alone.
+    ///
+    /// # Errors
+    /// [`Error::usage`] that names the key.
+    pub fn validate(&self) -> Result<()> {
+        let fail =
+            |key: &str, what: String, remedy: &str| Err(Error::usage(what).with_key(key).with_remedy(remedy));
+        self.loss.validate()?;
+        self.teacher.model.resolve()?.validate()?;
+        self.diffusion.build()?;
+        self.optimizer.build()?;
+        self.lr.peak.resolve(self.train.batch)?;
+        let t = &self.train;
+        if t.batch == 0 || t.accumulate == 0 || !t.batch.is_multiple_of(t.accumulate) {
+            let what = format!("a batch of {} cannot be cut into {} equal parts", t.batch, t.accumulate);
+            return fail("train.accumulate", what, "choose a divisor of train.batch");
+        }
+        if t.clip_grad.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
+            return fail(
+                "train.clip_grad",
+                "the norm must be positive".into(),
+                "leave the key out to not clip",
+            );
+        }
+        if self.run.log_every == 0 || self.run.save_every == 0 || self.run.keep == 0 {
+            return fail(
+                "run",
+                "log_every, save_every and keep must be at least 1".into(),
+                "raise them to 1",
+            );
+        }
+        if self.data.path.is_none() && self.data.scenes == 0 {
+            return fail(
+                "data.scenes",
+                "there are no images".into(),
+                "give data.path, or at least one scene",
+            );
+        }
+        let stride = self.teacher.model.resolve()?.max_stride() as u32;
+        let (h, w) = (self.data.height, self.data.width);
+        if h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
+            let what = format!("images of {h}x{w} pixels do not fit the teacher");
+            return fail("data.height", what, &format!("choose height and width as multiples of {stride}"));
+        }
+        Ok(())
+    }
+
+    /// The recipe as TOML, with every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is plain data")
+    }
+
+    /// Identifies what influences the result: two runs with equal fingerprints and the same images end with the same
+    /// bytes. Logging, the number of threads and the place of the images do not count.
+    pub fn fingerprint(&self) -> String {
+        let plain = Recipe {
+            run: RunConfig::default(),
+            data: DataConfig { path: None, workers: 0, prefetch: 0, ..self.data.clone() },
+            ..self.clone()
+        };
+        let digest = Sha256::digest(plain.to_toml());
+        digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+}

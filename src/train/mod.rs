@@ -1,0 +1,16 @@
+//! The loops: distillation and feature extraction, with resume, metrics and atomic checkpoints. Nothing is printed
+//! here; an [`Observer`] sees what happens.
+
+mod distillation;
+mod features;
+mod log;
+mod run_dir;
+mod source;
+mod weights;
+
+pub use distillation::{Observer, Options, Resume, Setup, StepReport, Summary, Trainer, plan};
+pub use features::{FeatureJob, FeatureReport, extract_features};
+pub use log::EventWriter;
+pub use run_dir::{Checkpoint, RunDir};
+pub use source::open_images;
+pub use weights::{fill_backbone, fill_teacher, load_params, save_params};

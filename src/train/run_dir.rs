@@ -1,0 +1,213 @@
+//! The folder of a run.
+//!
+//! ```text
+//! out/
+//!   recipe.toml            the resolved recipe
+//!   environment.json       program version, processor, threads
+//!   metrics.jsonl          one line per logged step
+//!   events.out.tfevents.*  the same for TensorBoard
+//!   checkpoints/step_00000100/{student,optimizer,ema}.safetensors, state.json
+//!   backbone.safetensors   the result, under timm's names
+//! ```
+
+use crate::error::{Error, Result};
+use crate::tensor::write_atomically;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A run's folder.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+/// What a checkpoint knows beside its tensors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps done.
+    pub step: u64,
+    /// The recipe's fingerprint; another recipe cannot resume.
+    pub recipe: String,
+    /// The images' fingerprint; other images cannot resume.
+    pub data: String,
+    /// Version of dtk that wrote it.
+    pub version: String,
+}
+
+const STATE: &str = "state.json";
+
+impl RunDir {
+    /// The run in `root`, which need not exist.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        RunDir { root: root.into() }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// A file in the folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Whether a run has begun here.
+    pub fn has_run(&self) -> bool {
+        self.file("recipe.toml").exists() || self.file("checkpoints").exists()
+    }
+
+    /// Creates the folder.
+    ///
+    /// # Errors
+    /// It cannot be created.
+    pub fn create(&self) -> Result<()> {
+        let dir = self.file("checkpoints");
+        std::fs::create_dir_all(&dir).map_err(|e| {
+            Error::io(&dir, "cannot create the run folder", e).with_remedy("choose another folder with --out")
+        })
+    }
+
+    /// Removes what an earlier run left: its checkpoints, metrics, events and results, and nothing else.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn clear(&self) -> Result<()> {
+        let failed = |p: &Path, e| Error::io(p, "cannot remove what an earlier run left", e);
+        let Ok(entries) = std::fs::read_dir(&self.root) else { return Ok(()) };
+        for path in entries.flatten().map(|e| e.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let ours = [
+                "recipe.toml",
+                "environment.json",
+                "metrics.jsonl",
+                "backbone.safetensors",
+                "backbone_ema.safetensors",
+            ];
+            if ours.contains(&name.as_str()) || name.starts_with("events.out.tfevents.") {
+                std::fs::remove_file(&path).map_err(|e| failed(&path, e))?;
+            }
+        }
+        let dir = self.file("checkpoints");
+        if dir.exists() { std::fs::remove_dir_all(&dir).map_err(|e| failed(&dir, e)) } else { Ok(()) }
+    }
+
+    /// Complete checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let dir = self.file("checkpoints");
+        if !dir.exists() {
+            return Ok(Vec::new());
+        }
+        let entries = std::fs::read_dir(&dir).map_err(|e| Error::io(&dir, "cannot list", e))?;
+        let mut found: Vec<(u64, PathBuf)> = entries
+            .flatten()
+            .filter_map(|e| {
+                let step = e.file_name().to_str()?.strip_prefix("step_")?.parse().ok()?;
+                e.path().join(STATE).is_file().then(|| (step, e.path()))
+            })
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// Writes a checkpoint: `fill` puts its files into a temporary folder, which is renamed once everything in it is
+    /// on disk. Then all but the last `keep` are removed.
+    ///
+    /// # Errors
+    /// Something cannot be written; the earlier checkpoints are untouched.
+    pub fn save(
+        &self,
+        state: &Checkpoint,
+        keep: usize,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let dir = self.file("checkpoints");
+        let (temp, done) =
+            (dir.join(format!(".step_{:08}.tmp", state.step)), dir.join(format!("step_{:08}", state.step)));
+        let failed = |p: &Path, e| {
+            Error::io(p, "cannot write the checkpoint", e)
+                .with_remedy("check the free space of the run folder's disk")
+        };
+        if temp.exists() {
+            std::fs::remove_dir_all(&temp).map_err(|e| failed(&temp, e))?;
+        }
+        std::fs::create_dir_all(&temp).map_err(|e| failed(&temp, e))?;
+        let write = || {
+            fill(&temp)?;
+            let text = serde_json::to_string_pretty(state).expect("a checkpoint's state is plain data");
+            write_atomically(temp.join(STATE), |f| f.write_all(text.as_bytes()))
+        };
+        if let Err(e) = write() {
+            std::fs::remove_dir_all(&temp).ok();
+            return Err(e);
+        }
+        if done.exists() {
+            // The same step again, after a resume: its bytes are the same, so the old one may go first.
+            std::fs::remove_dir_all(&done).map_err(|e| failed(&done, e))?;
+        }
+        std::fs::rename(&temp, &done).map_err(|e| failed(&done, e))?;
+        let all = self.checkpoints()?;
+        for (_, old) in &all[..all.len().saturating_sub(keep.max(1))] {
+            std::fs::remove_dir_all(old).map_err(|e| Error::io(old, "cannot remove an old checkpoint", e))?;
+        }
+        Ok(done)
+    }
+
+    /// The state in a checkpoint's folder.
+    ///
+    /// # Errors
+    /// The file is absent or malformed.
+    pub fn read_state(checkpoint: &Path) -> Result<Checkpoint> {
+        let path = checkpoint.join(STATE);
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Error::io(&path, "cannot read the checkpoint", e).with_remedy("give the folder of a checkpoint")
+        })?;
+        serde_json::from_str(&text).map_err(|e| {
+            Error::format(&path, "is not a checkpoint's state")
+                .with_source(e)
+                .with_remedy("resume from an older one")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(step: u64) -> Checkpoint {
+        Checkpoint { step, recipe: "r".into(), data: "d".into(), version: "v".into() }
+    }
+
+    #[test]
+    fn keeps_the_last_and_never_a_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::new(dir.path().join("run"));
+        assert!(!run.has_run());
+        run.create().unwrap();
+        for step in [1, 2, 3] {
+            run.save(&state(step), 2, |p| Ok(std::fs::write(p.join("x"), "y").unwrap())).unwrap();
+        }
+        let steps = |r: &RunDir| r.checkpoints().unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
+        assert_eq!(steps(&run), [2, 3]);
+        let e = run.save(&state(4), 2, |_| Err(Error::data("disk full"))).unwrap_err();
+        assert!(e.is_data());
+        assert_eq!(steps(&run), [2, 3]);
+        assert_eq!(RunDir::read_state(&run.checkpoints().unwrap()[1].1).unwrap(), state(3));
+        std::fs::write(run.file("mine.txt"), "kept").unwrap();
+        std::fs::write(run.file("metrics.jsonl"), "").unwrap();
+        run.clear().unwrap();
+        assert!(!run.has_run() && run.file("mine.txt").exists() && !run.file("metrics.jsonl").exists());
+    }
+
+    #[test]
+    fn a_damaged_state_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(RunDir::read_state(dir.path()).unwrap_err().is_io());
+        std::fs::write(dir.path().join(STATE), "{\"step\": 1").unwrap();
+        assert!(RunDir::read_state(dir.path()).unwrap_err().is_format());
+    }
+}
