@@ -65,15 +65,10 @@ impl Plan {
         batch: usize,
         hw: [usize; 2],
     ) -> Result<Self> {
-        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
-        let ledger = Ledger::new();
-        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        let (teacher_part, maps) = Self::teacher(teacher, batch, hw)?;
         let target_bytes = maps.iter().map(Tensor::bytes).sum();
-        let teacher_part = Part::new(teacher.params(), &steps, &ledger);
-        // The maps counted in the teacher's ledger; the student gets shapes of its own so that its peak is its own.
-        let targets: Vec<Tensor> =
-            student.pairs().iter().map(|&t| Tensor::meta(maps[t].shape(), DType::F32, None)).collect();
-        drop(maps);
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let targets: Vec<Tensor> = student.pairs().iter().map(|&t| maps[t].clone()).collect();
 
         let ledger = Ledger::new();
         let mut ctx = Ctx::training(student.params(), Philox::new(0)).planning(&ledger).trace();
@@ -85,6 +80,18 @@ impl Plan {
         drop(grads);
         let student_part = Part::new(student.params(), &steps, &ledger);
         Ok(Plan { teacher: teacher_part, student: student_part, target_bytes, input_bytes: images.bytes() })
+    }
+
+    /// Plans the teacher's pass alone. Also gives its maps, as shapes that count nowhere.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Part, Vec<Tensor>)> {
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let ledger = Ledger::new();
+        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        let part = Part::new(teacher.params(), &steps, &ledger);
+        Ok((part, maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect()))
     }
 
     /// Bytes that the whole step needs at its peak: all parameters, `optimizer_slots` further copies of the student's,
