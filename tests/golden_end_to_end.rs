@@ -35,11 +35,7 @@ impl<'a> Run<'a> {
     fn new(golden: &'a Golden) -> Self {
         let entry = &golden.entry;
         let feature = entry["feature"].as_str().unwrap();
-        let tap: fn(usize) -> Tap = match feature.split(' ').next() {
-            Some("pre_up") => Tap::pre_up,
-            Some("post_up") => Tap::post_up,
-            _ => panic!("{}: unknown feature `{feature}`", golden.name),
-        };
+        let tap = if feature.starts_with("pre_up") { Tap::pre_up } else { Tap::post_up };
         let levels = entry["block_of_level"].as_object().unwrap();
         Run {
             golden,
@@ -156,9 +152,7 @@ impl<'a> Run<'a> {
         let (mut optimizer, lr) = optimizer(&golden.entry["optimiser"]);
         let mut distiller =
             Distiller::new(self.teacher(weights), self.student(), self.loss.clone(), 0).unwrap();
-        let config = DiffusionConfig::default();
-        assert_eq!(config.schedule, BetaSchedule::Linear);
-        let schedule = Schedule::new(config.schedule, config.steps).unwrap();
+        let schedule = Schedule::new(BetaSchedule::Linear, DiffusionConfig::default().steps).unwrap();
         let t = golden.entry["t"].as_u64().unwrap() as usize;
         for step in 0..golden.shape("loss")[0] {
             let (x0, noise) = (self.batch("x0", step), self.batch("noise", step));
@@ -260,9 +254,9 @@ fn load(store: &mut ParamStore, golden: &Golden, prefix: &str) -> dtk::error::Re
 
 /// The loss that the manifest describes, e.g. `feat_c: mse_c (..) + 10*at; ..`.
 fn loss_config(text: &str) -> LossConfig {
-    let whiten = match text.split(':').next() {
-        Some("feat_c") => Whiten::Channel,
-        Some("feat_chw") => Whiten::Sample,
+    let whiten = match text {
+        _ if text.contains("mse_chw") => Whiten::Sample,
+        _ if text.contains("mse_c") => Whiten::Channel,
         _ => panic!("unknown loss `{text}`"),
     };
     let factor = text.split_once("*at").and_then(|(before, _)| before.rsplit([' ', '+']).next());

@@ -17,10 +17,14 @@ fn optimiser(run: &str, hyper: &Value, params: &[String]) -> (OptimizerConfig, f
     let mut hyper: Map<String, Value> = hyper.as_object().unwrap().clone();
     let lr = hyper.remove("lr").and_then(|v| v.as_f64()).unwrap_or_else(|| panic!("{run}: no `lr`"));
     let decay = hyper.get("weight_decay").and_then(Value::as_f64).unwrap_or(0.0);
-    let group =
-        |p: &str| hyper.get(&format!("weight_decay_group_{p}")).map_or(decay, |v| v.as_f64().unwrap());
+    let groups: Vec<(&str, f64)> = hyper
+        .iter()
+        .filter_map(|(k, v)| Some((k.strip_prefix("weight_decay_group_")?, v.as_f64()?)))
+        .collect();
     let decays = params.iter().map(|p| {
-        let own = group(p);
+        // A group is named after its parameter, or after what its parameters begin with.
+        let group = groups.iter().filter(|(g, _)| p.starts_with(g)).max_by_key(|(g, _)| g.len());
+        let own = group.map_or(decay, |(_, v)| *v);
         assert!(
             own == decay || own == 0.0,
             "{run}: {p} has a weight decay of its own, {own} instead of {decay}"
