@@ -246,8 +246,8 @@ fn run_family(family: &str) {
 /// Checks one case; false if a subset does not have all its inputs.
 fn run_case(golden: &Golden, name: &str, case: &Value, plan: &Plan) -> bool {
     let get = |part: &str| golden.get(&format!("{name}.{part}"));
-    let parts = plan.inputs.iter().flat_map(|(names, _)| names).copied().chain(["gy"]);
-    if !parts.map(|part| golden.expect(&format!("{name}.{part}"))).fold(true, |all, has| all && has) {
+    let mut parts = plan.inputs.iter().flat_map(|(names, _)| names).copied().chain(["gy"]);
+    if !parts.all(|part| golden.expect(&format!("{name}.{part}"))) {
         return false;
     }
     let inputs: Vec<Tensor> = plan

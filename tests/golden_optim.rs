@@ -49,8 +49,8 @@ fn golden_optim_trajectories() {
 
 fn trajectory(golden: &Golden, run: &str, hyper: &Value) {
     let params = golden.suffixes("p0.");
-    let needed = params.iter().flat_map(|p| [format!("grads.{p}"), format!("{run}.traj.{p}")]);
-    if params.is_empty() || !needed.map(|n| golden.expect(&n)).fold(true, |all, has| all && has) {
+    let mut needed = params.iter().flat_map(|p| [format!("grads.{p}"), format!("{run}.traj.{p}")]);
+    if params.is_empty() || !needed.all(|n| golden.expect(&n)) {
         return;
     }
     let (config, lr, decays) = optimiser(run, hyper, &params);
