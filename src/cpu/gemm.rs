@@ -152,7 +152,11 @@ fn split(c: MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, accumulate: bool) {
 }
 
 /// The slice cut at `cuts[i] * stride`, with the range of each part. The last part has what is left.
-fn parts<'d>(mut data: &'d mut [f32], cuts: &[usize], stride: usize) -> Vec<(std::ops::Range<usize>, &'d mut [f32])> {
+fn parts<'d>(
+    mut data: &'d mut [f32],
+    cuts: &[usize],
+    stride: usize,
+) -> Vec<(std::ops::Range<usize>, &'d mut [f32])> {
     let mut out = Vec::with_capacity(cuts.len() - 1);
     for (i, w) in cuts.windows(2).enumerate() {
         let len = if i + 2 == cuts.len() { data.len() } else { (w[1] - w[0]) * stride };
