@@ -9,7 +9,7 @@ use crate::data::{ImageSource, Loader, LoaderConfig, Skipped};
 use crate::distill::{Distiller, LevelMetrics, Plan, StepOutput, Student, Teacher};
 use crate::error::{Error, Result};
 use crate::nn::ParamId;
-use crate::optim::{Ema, Optimizer, Schedule, Slot, clip_grad_norm, weight_decays};
+use crate::optim::{Ema, Optimizer, Schedule, Slot, StepStats, clip_grad_norm, weight_decays};
 use crate::recipe::Recipe;
 use crate::tensor::{SafetensorsFile, Tensor, write_atomically, write_safetensors};
 use serde_json::json;
@@ -354,7 +354,7 @@ impl Trainer {
         let clipped = self.recipe.train.clip_grad;
         let mut grads: Vec<&mut Tensor> = out.grads.iter_mut().map(|(_, g)| g).collect();
         let norm = clipped.map(|max| clip_grad_norm(&mut grads, max)).transpose()?;
-        let stats = apply(&mut *self.optimizer, self.distiller.student_mut(), &out.grads, lr)?;
+        let stats = apply_gradients(&mut *self.optimizer, self.distiller.student_mut(), &out.grads, lr)?;
         self.step += 1;
         if let Some(ema) = &mut self.ema {
             ema.update(self.distiller.student().params().iter().map(|(_, p)| (p.name(), p.value())))?;
@@ -368,7 +368,7 @@ impl Trainer {
             at: out.at,
             levels: out.levels,
             lr,
-            grad_norm: norm.unwrap_or(stats),
+            grad_norm: norm.unwrap_or(stats.grad_norm),
             time: start.elapsed(),
             data_wait,
             teacher_time: out.teacher_time,
@@ -454,13 +454,17 @@ impl Trainer {
     }
 }
 
-/// Applies gradients; gives the gradient's norm.
-fn apply(
+/// Updates a student with the gradients of a [`StepOutput`], which are in the order of its parameters. Weight decay
+/// follows [`weight_decays`].
+///
+/// # Errors
+/// As [`Optimizer::step`].
+pub fn apply_gradients(
     optimizer: &mut dyn Optimizer,
     student: &mut Student,
     grads: &[(ParamId, Tensor)],
     lr: f64,
-) -> Result<f64> {
+) -> Result<StepStats> {
     // Gradients come in the store's order, so one pass over both pairs them.
     let mut grads = grads.iter().peekable();
     let mut slots = Vec::with_capacity(grads.len());
@@ -469,7 +473,7 @@ fn apply(
             slots.push(Slot { name, value, grad, decay: weight_decays(name, rank), lr_scale: 1.0 });
         }
     }
-    Ok(optimizer.step(lr, &mut slots)?.grad_norm)
+    optimizer.step(lr, &mut slots)
 }
 
 /// The sum over the parts of a batch.
