@@ -1,7 +1,7 @@
 //! What a step of the paper's ImageNet run costs, worked out on shapes alone: nothing is loaded or computed.
 //!
 //! ```text
-//! cargo run --release --example plan_memory -- 8        # images per step; 1 if left out
+//! cargo run --release --example plan_memory -- 8        # images per step; 2 if left out
 //! ```
 
 use dtk::error::{Error, Result};
@@ -9,9 +9,10 @@ use dtk::{recipe, train};
 
 fn main() -> Result<()> {
     let batch = match std::env::args().nth(1) {
-        None => 1,
-        Some(n) => n.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| {
-            Error::usage(format!("`{n}` is no number of images")).with_remedy("give a number of at least 1")
+        None => 2,
+        Some(n) => n.parse::<usize>().ok().filter(|n| *n > 1).ok_or_else(|| {
+            Error::usage(format!("`{n}` is no number of images"))
+                .with_remedy("give a number of at least 2: batch norm needs more than one value")
         })?,
     };
     let recipe = recipe::resolve("imagenet", &[format!("train.batch={batch}")])?;

@@ -24,6 +24,19 @@ pub struct Part {
 }
 
 impl Part {
+    /// Plans one pass of a teacher over `[batch, h, w, 3]` images. Also gives its maps as planning tensors.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn of_teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Self, Vec<Tensor>)> {
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let ledger = Ledger::new();
+        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        // Outside the ledger, so that whoever uses them has a peak of his own.
+        let maps = maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect();
+        Ok((Part::new(teacher.params(), &steps, &ledger), maps))
+    }
+
     fn new(store: &ParamStore, steps: &[Step], ledger: &Ledger) -> Self {
         let mut ops: BTreeMap<&'static str, (usize, u64)> = BTreeMap::new();
         for s in steps {
@@ -66,14 +79,9 @@ impl Plan {
         hw: [usize; 2],
     ) -> Result<Self> {
         let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
-        let ledger = Ledger::new();
-        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        let (teacher_part, maps) = Part::of_teacher(teacher, batch, hw)?;
         let target_bytes = maps.iter().map(Tensor::bytes).sum();
-        let teacher_part = Part::new(teacher.params(), &steps, &ledger);
-        // The maps counted in the teacher's ledger; the student gets shapes of its own so that its peak is its own.
-        let targets: Vec<Tensor> =
-            student.pairs().iter().map(|&t| Tensor::meta(maps[t].shape(), DType::F32, None)).collect();
-        drop(maps);
+        let targets: Vec<Tensor> = student.pairs().iter().map(|&t| maps[t].clone()).collect();
 
         let ledger = Ledger::new();
         let mut ctx = Ctx::training(student.params(), Philox::new(0)).planning(&ledger).trace();
