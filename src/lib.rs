@@ -64,6 +64,11 @@
 //! * The library keeps no global state, prints nothing and never ends the process. Wrong input is an [`Error`] that
 //!   names file, key or operation, and the next step.
 
+/// The README's example, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 pub mod base;
 pub mod checkpoint;
 #[cfg(feature = "cli")]
