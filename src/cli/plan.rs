@@ -1,9 +1,10 @@
 //! `--dry-run`: what a run will cost.
 
 use super::{bytes, count};
-use crate::distill::Part;
+use crate::distill::{Part, Teacher};
 use crate::error::Result;
 use crate::recipe::Recipe;
+use crate::tensor::Tensor;
 use crate::train;
 
 /// Memory of the process before any tensor: program, thread stacks, and what the allocator keeps back.
@@ -18,7 +19,7 @@ pub fn print_training(recipe: &Recipe) -> Result<()> {
     part("teacher, forward", &plan.teacher);
     part("student, forward (backward costs about twice as much)", &plan.student);
     let per_image = (plan.teacher.flops + 3 * plan.student.flops) / micro as u64;
-    println!("per image             {}FLOP (teacher + 3 x student)", count(per_image));
+    println!("per image             {} (teacher + 3 x student)", flop(per_image));
     println!("optimiser and copies  {}", bytes(slots * plan.student.parameter_bytes));
     println!("memory at the peak    {}", bytes(plan.total_bytes(slots) + PROCESS_BYTES));
     Ok(())
@@ -26,31 +27,48 @@ pub fn print_training(recipe: &Recipe) -> Result<()> {
 
 /// Prints the plan of one pass of the teacher, and what it is expected to take.
 pub fn print_teacher(recipe: &Recipe, batch: usize, gflops: f64) -> Result<()> {
-    let (teacher, maps) = train::plan_teacher(recipe, batch)?;
-    let (h, w) = (recipe.data.height, recipe.data.width);
-    println!("# plan of one pass of the teacher ({batch} images of {h}x{w})");
-    part("teacher, forward", &teacher);
-    println!("maps                  {}", bytes(maps));
-    // The images beside their noisy copy, and the maps once more while they are put in file order.
-    let images = 2 * 12 * batch * h as usize * w as usize;
-    let total = teacher.parameter_bytes + teacher.peak_bytes + maps + images + PROCESS_BYTES;
-    println!("memory at the peak    {}", bytes(total));
-    let seconds = teacher.flops as f64 / gflops / 1e9;
+    let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, recipe.seed, |_| Ok(()))?;
+    let hw = [recipe.data.height as usize, recipe.data.width as usize];
+    let (plan, maps) = Part::of_teacher(&teacher, batch, hw)?;
+    let map_bytes: usize = maps.iter().map(Tensor::bytes).sum();
+    let image_bytes = batch * hw[0] * hw[1] * 3 * size_of::<f32>();
+    // Parameters, and what loading the largest of them needs and the allocator keeps (the file's tensor and its copy in
+    // memory layout); activations; the maps and their copies for the file; the images.
+    let peak = plan.parameter_bytes
+        + 2 * plan.largest_parameter_bytes
+        + plan.peak_bytes
+        + 2 * map_bytes
+        + image_bytes
+        + PROCESS_BYTES;
     println!(
-        "time                  about {seconds:.1} s at {gflops:.0} GFLOP/s, measured on this machine just now"
+        "# plan of one pass of the teacher ({batch} images of {}x{})",
+        recipe.data.height, recipe.data.width
+    );
+    part("teacher, forward", &plan);
+    println!("maps                  {}", bytes(map_bytes));
+    println!("memory at the peak    {}", bytes(peak));
+    println!(
+        "time                  about {:.1} s at {gflops:.0} GFLOP/s, measured on this machine just now",
+        plan.flops as f64 / gflops / 1e9
     );
     Ok(())
+}
+
+/// FLOPs for people: 6.3 GFLOP.
+fn flop(n: u64) -> String {
+    // From a thousand on, the count ends in a prefix of the unit.
+    format!("{}{}FLOP", count(n), if n < 1000 { " " } else { "" })
 }
 
 fn part(title: &str, p: &Part) {
     println!("{title}");
     println!("  parameters          {} ({})", count(p.parameters as u64), bytes(p.parameter_bytes));
-    println!("  operations          {}FLOP", count(p.flops));
+    println!("  operations          {}", flop(p.flops));
     println!("  memory at its peak  {}", bytes(p.peak_bytes));
     let mut ops: Vec<_> = p.ops.iter().collect();
     ops.sort_by(|a, b| b.1.1.cmp(&a.1.1).then(a.0.cmp(b.0)));
     for (op, (n, flops)) in ops {
         let share = *flops as f64 / p.flops.max(1) as f64 * 100.0;
-        println!("    {op:20} {n:5} x  {:>9}FLOP  {share:5.1} %", count(*flops));
+        println!("    {op:20} {n:5} x  {:>13}  {share:5.1} %", flop(*flops));
     }
 }

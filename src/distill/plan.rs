@@ -15,6 +15,8 @@ pub struct Part {
     pub parameters: usize,
     /// Bytes of parameters and buffers.
     pub parameter_bytes: usize,
+    /// Bytes of the largest parameter: loading it needs as much again, for the copy in file layout.
+    pub largest_parameter_bytes: usize,
     /// Floating-point operations of one forward pass of the batch.
     pub flops: u64,
     /// Most bytes of activations, gradients and scratch alive at once, parameters not counted.
@@ -24,6 +26,19 @@ pub struct Part {
 }
 
 impl Part {
+    /// Plans one pass of a teacher over `[batch, h, w, 3]` images. Also gives its maps as planning tensors.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn of_teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Self, Vec<Tensor>)> {
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let ledger = Ledger::new();
+        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        // Outside the ledger, so that whoever uses them has a peak of his own.
+        let maps = maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect();
+        Ok((Part::new(teacher.params(), &steps, &ledger), maps))
+    }
+
     fn new(store: &ParamStore, steps: &[Step], ledger: &Ledger) -> Self {
         let mut ops: BTreeMap<&'static str, (usize, u64)> = BTreeMap::new();
         for s in steps {
@@ -33,6 +48,7 @@ impl Part {
         Part {
             parameters: store.parameter_count(),
             parameter_bytes: store.bytes(),
+            largest_parameter_bytes: store.iter().map(|(_, p)| p.value().bytes()).max().unwrap_or(0),
             flops: steps.iter().map(|s| s.flops).sum(),
             peak_bytes: ledger.peak_bytes(),
             ops,
@@ -65,9 +81,9 @@ impl Plan {
         batch: usize,
         hw: [usize; 2],
     ) -> Result<Self> {
-        let (teacher_part, maps) = Self::teacher(teacher, batch, hw)?;
-        let target_bytes = maps.iter().map(Tensor::bytes).sum();
         let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let (teacher_part, maps) = Part::of_teacher(teacher, batch, hw)?;
+        let target_bytes = maps.iter().map(Tensor::bytes).sum();
         let targets: Vec<Tensor> = student.pairs().iter().map(|&t| maps[t].clone()).collect();
 
         let ledger = Ledger::new();
@@ -80,18 +96,6 @@ impl Plan {
         drop(grads);
         let student_part = Part::new(student.params(), &steps, &ledger);
         Ok(Plan { teacher: teacher_part, student: student_part, target_bytes, input_bytes: images.bytes() })
-    }
-
-    /// Plans the teacher's pass alone. Also gives its maps, as shapes that count nowhere.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Part, Vec<Tensor>)> {
-        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
-        let ledger = Ledger::new();
-        let (maps, steps) = teacher.plan(&images, &ledger)?;
-        let part = Part::new(teacher.params(), &steps, &ledger);
-        Ok((part, maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect()))
     }
 
     /// Bytes that the whole step needs at its peak: all parameters, `optimizer_slots` further copies of the student's,

@@ -133,7 +133,7 @@ mod tests {
         let y = normalize_imagenet(&x).unwrap();
         for (i, v) in y.f32s().unwrap().iter().enumerate() {
             let want = ((i / 3) as f32 - MEAN[i % 3]) / STD[i % 3];
-            assert!((v - want).abs() <= 1e-6, "{v} {want}");
+            approx::assert_abs_diff_eq!(*v, want, epsilon = 1e-6);
         }
         assert!(normalize_imagenet(&Tensor::zeros([1, 2, 2, 4])).unwrap_err().is_shape());
     }

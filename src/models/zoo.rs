@@ -45,7 +45,7 @@ pub struct Entry {
     pub config: Config,
     /// Number of learned parameters (buffers not counted; students with their classifier).
     pub parameters: usize,
-    /// Name of the recipe it is used in by default.
+    /// Name of the recipe it is used in by default, or `"none"`.
     pub recipe: &'static str,
     /// Licence of the public weights.
     pub licence: &'static str,
@@ -96,7 +96,7 @@ const fn resnet(
         kind: Kind::Student,
         config: Config::Backbone(name),
         parameters,
-        recipe: if strides[0] == 2 { "synth" } else { "imagenet" },
+        recipe: if strides[0] == 2 { "none" } else { "imagenet" },
         licence: if strides[0] == 2 {
             "no public weights"
         } else {

@@ -6,10 +6,10 @@ use super::source::open_images;
 use super::weights::{fill_backbone, fill_teacher, load_params, save_params};
 use crate::checkpoint::{KeyReport, StateDict, Tolerance};
 use crate::data::{ImageSource, Loader, LoaderConfig, Skipped};
-use crate::distill::{Distiller, LevelMetrics, Part, Plan, StepOutput, Student, Teacher};
+use crate::distill::{Distiller, LevelMetrics, Plan, StepOutput, Student, Teacher};
 use crate::error::{Error, Result};
 use crate::nn::ParamId;
-use crate::optim::{Ema, Optimizer, Schedule, Slot, clip_grad_norm, weight_decays};
+use crate::optim::{Ema, Optimizer, Schedule, Slot, StepStats, clip_grad_norm, weight_decays};
 use crate::recipe::Recipe;
 use crate::tensor::{SafetensorsFile, Tensor, write_atomically, write_safetensors};
 use serde_json::json;
@@ -139,17 +139,6 @@ pub fn plan(recipe: &Recipe) -> Result<(Plan, usize)> {
         + usize::from(recipe.train.accumulate > 1)
         + usize::from(recipe.train.ema.is_some());
     Ok((plan, slots))
-}
-
-/// Plans one pass of a recipe's teacher over `batch` images: its cost, and the bytes of its maps.
-///
-/// # Errors
-/// A recipe whose parts do not fit.
-pub fn plan_teacher(recipe: &Recipe, batch: usize) -> Result<(Part, usize)> {
-    let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, recipe.seed, |_| Ok(()))?;
-    let hw = [recipe.data.height as usize, recipe.data.width as usize];
-    let (part, maps) = Plan::teacher(&teacher, batch, hw)?;
-    Ok((part, maps.iter().map(Tensor::bytes).sum()))
 }
 
 /// A distillation run.
@@ -365,7 +354,7 @@ impl Trainer {
         let clipped = self.recipe.train.clip_grad;
         let mut grads: Vec<&mut Tensor> = out.grads.iter_mut().map(|(_, g)| g).collect();
         let norm = clipped.map(|max| clip_grad_norm(&mut grads, max)).transpose()?;
-        let stats = apply(&mut *self.optimizer, self.distiller.student_mut(), &out.grads, lr)?;
+        let stats = apply_gradients(&mut *self.optimizer, self.distiller.student_mut(), &out.grads, lr)?;
         self.step += 1;
         if let Some(ema) = &mut self.ema {
             ema.update(self.distiller.student().params().iter().map(|(_, p)| (p.name(), p.value())))?;
@@ -379,7 +368,7 @@ impl Trainer {
             at: out.at,
             levels: out.levels,
             lr,
-            grad_norm: norm.unwrap_or(stats),
+            grad_norm: norm.unwrap_or(stats.grad_norm),
             time: start.elapsed(),
             data_wait,
             teacher_time: out.teacher_time,
@@ -465,13 +454,17 @@ impl Trainer {
     }
 }
 
-/// Applies gradients; gives the gradient's norm.
-fn apply(
+/// Updates a student with the gradients of a [`StepOutput`], which are in the order of its parameters. Weight decay
+/// follows [`weight_decays`].
+///
+/// # Errors
+/// As [`Optimizer::step`].
+pub fn apply_gradients(
     optimizer: &mut dyn Optimizer,
     student: &mut Student,
     grads: &[(ParamId, Tensor)],
     lr: f64,
-) -> Result<f64> {
+) -> Result<StepStats> {
     // Gradients come in the store's order, so one pass over both pairs them.
     let mut grads = grads.iter().peekable();
     let mut slots = Vec::with_capacity(grads.len());
@@ -480,7 +473,7 @@ fn apply(
             slots.push(Slot { name, value, grad, decay: weight_decays(name, rank), lr_scale: 1.0 });
         }
     }
-    Ok(optimizer.step(lr, &mut slots)?.grad_norm)
+    optimizer.step(lr, &mut slots)
 }
 
 /// The sum over the parts of a batch.

@@ -1,0 +1,69 @@
+//! The distillation step of the recipe `quickstart`: the teacher alone, the student alone (forward, loss, backward),
+//! and everything with clipping and optimiser. Throughput is in images ("elem/s").
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use dtk::base::Philox;
+use dtk::distill::feature_loss;
+use dtk::optim::clip_grad_norm;
+use dtk::prelude::*;
+use dtk::recipe;
+use dtk::train::{apply_gradients, fill_backbone, fill_teacher};
+use std::time::Duration;
+
+fn distiller(recipe: &Recipe) -> Result<Distiller> {
+    let seed = recipe.seed;
+    let hw = [recipe.data.height as usize, recipe.data.width as usize];
+    let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, seed, |p| {
+        fill_teacher(p, &recipe.teacher, seed).map(drop)
+    })?;
+    let student = Student::new(&recipe.student, teacher.taps(), hw, |p| {
+        fill_backbone(p, &recipe.student, seed).map(drop)
+    })?;
+    Distiller::new(teacher, student, recipe.loss.clone(), seed)
+}
+
+fn student_only(d: &Distiller, images: &Tensor, targets: &[Tensor]) -> Result<usize> {
+    let mut ctx = Ctx::training(d.student().params(), Philox::new(0));
+    let maps = d.student().forward(&mut ctx, images)?;
+    let loss = feature_loss(&mut ctx, &maps, targets, d.loss())?.total;
+    drop(maps);
+    Ok(ctx.backward(&loss)?.buffers().len())
+}
+
+fn step(c: &mut Criterion) {
+    let recipe = recipe::resolve("quickstart", &[]).expect("a built-in recipe");
+    let mut d = distiller(&recipe).expect("its parts fit");
+    let mut optimizer = recipe.optimizer.build().expect("a valid optimiser");
+    let (n, h, w) = (recipe.train.batch, recipe.data.height as usize, recipe.data.width as usize);
+    let mut pixels = vec![0.0f32; n * h * w * 3];
+    Philox::new(0).fill_uniform(&mut pixels);
+    pixels.iter_mut().for_each(|p| *p = 2.0 * *p - 1.0);
+    let images = Tensor::from_vec([n, h, w, 3], pixels).expect("as many pixels as elements");
+    let positions: Vec<u64> = (0..n as u64).collect();
+
+    let mut group = c.benchmark_group("quickstart_step");
+    group.sample_size(10).throughput(Throughput::Elements(n as u64));
+    group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
+    group.bench_function("teacher", |b| {
+        b.iter(|| d.teacher().features(&images, 0, &positions).expect("the shapes fit"));
+    });
+    let maps = d.teacher().features(&images, 0, &positions).expect("the shapes fit");
+    let targets: Vec<Tensor> = d.student().pairs().iter().map(|&t| maps[t].clone()).collect();
+    group.bench_function("student", |b| {
+        b.iter(|| student_only(&d, &images, &targets).expect("the shapes fit"));
+    });
+    let mut count = 0;
+    group.bench_function("whole", |b| {
+        b.iter(|| {
+            let mut out = d.step(&images, count, &positions).expect("a finite loss");
+            let mut grads: Vec<&mut Tensor> = out.grads.iter_mut().map(|(_, g)| g).collect();
+            clip_grad_norm(&mut grads, 5.0).expect("finite gradients");
+            apply_gradients(&mut *optimizer, d.student_mut(), &out.grads, 1e-4).expect("finite gradients");
+            count += 1;
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, step);
+criterion_main!(benches);
