@@ -1,7 +1,7 @@
 //! `--dry-run`: what a run will cost.
 
 use super::{bytes, count};
-use crate::distill::{Part, Plan};
+use crate::distill::Part;
 use crate::error::Result;
 use crate::recipe::Recipe;
 use crate::train;
@@ -26,35 +26,20 @@ pub fn print_training(recipe: &Recipe) -> Result<()> {
 
 /// Prints the plan of one pass of the teacher, and what it is expected to take.
 pub fn print_teacher(recipe: &Recipe, batch: usize, gflops: f64) -> Result<()> {
-    let plan = teacher_plan(recipe, batch)?;
+    let (plan, map_bytes) = train::plan_teacher(recipe, batch)?;
+    let [h, w] = [recipe.data.height, recipe.data.width];
+    println!("# plan of one pass of the teacher ({batch} images of {h}x{w})");
+    part("teacher, forward", &plan);
+    println!("maps                  {}", bytes(map_bytes));
+    // The maps twice: as they are and in file layout.
+    let input_bytes = batch * (h * w) as usize * 3 * size_of::<f32>();
+    let peak = plan.parameter_bytes + plan.peak_bytes + 2 * map_bytes + input_bytes + PROCESS_BYTES;
+    println!("memory at the peak    {}", bytes(peak));
+    let seconds = plan.flops as f64 / gflops / 1e9;
     println!(
-        "# plan of one pass of the teacher ({batch} images of {}x{})",
-        recipe.data.height, recipe.data.width
-    );
-    part("teacher, forward", &plan.teacher);
-    println!("maps                  {}", bytes(plan.target_bytes));
-    println!("memory at the peak    {}", bytes(teacher_bytes(&plan)));
-    println!(
-        "time                  about {:.1} s at {gflops:.0} GFLOP/s, measured on this machine just now",
-        plan.teacher.flops as f64 / gflops / 1e9
+        "time                  about {seconds:.1} s at {gflops:.0} GFLOP/s, measured on this machine just now"
     );
     Ok(())
-}
-
-/// Peak memory of feature extraction: parameters, one tensor's copy while loading, activations, maps.
-pub fn teacher_bytes(plan: &Plan) -> usize {
-    plan.teacher.parameter_bytes
-        + plan.teacher.peak_bytes
-        + 2 * plan.target_bytes
-        + plan.input_bytes
-        + PROCESS_BYTES
-}
-
-fn teacher_plan(recipe: &Recipe, batch: usize) -> Result<Plan> {
-    let mut one = recipe.clone();
-    one.train.batch = batch;
-    one.train.accumulate = 1;
-    Ok(train::plan(&one)?.0)
 }
 
 fn part(title: &str, p: &Part) {

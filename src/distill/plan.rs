@@ -38,6 +38,18 @@ impl Part {
             ops,
         }
     }
+
+    /// Plans one pass of the teacher over `[batch, h, w, 3]` images. Also gives its maps, as shapes without memory.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn of_teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Self, Vec<Tensor>)> {
+        let ledger = Ledger::new();
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        let maps = maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect();
+        Ok((Part::new(teacher.params(), &steps, &ledger), maps))
+    }
 }
 
 /// The cost of one step on a batch.
@@ -66,14 +78,9 @@ impl Plan {
         hw: [usize; 2],
     ) -> Result<Self> {
         let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
-        let ledger = Ledger::new();
-        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        let (teacher_part, maps) = Part::of_teacher(teacher, batch, hw)?;
         let target_bytes = maps.iter().map(Tensor::bytes).sum();
-        let teacher_part = Part::new(teacher.params(), &steps, &ledger);
-        // The maps counted in the teacher's ledger; the student gets shapes of its own so that its peak is its own.
-        let targets: Vec<Tensor> =
-            student.pairs().iter().map(|&t| Tensor::meta(maps[t].shape(), DType::F32, None)).collect();
-        drop(maps);
+        let targets: Vec<Tensor> = student.pairs().iter().map(|&t| maps[t].clone()).collect();
 
         let ledger = Ledger::new();
         let mut ctx = Ctx::training(student.params(), Philox::new(0)).planning(&ledger).trace();

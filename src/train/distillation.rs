@@ -6,7 +6,7 @@ use super::source::open_images;
 use super::weights::{fill_backbone, fill_teacher, load_params, save_params};
 use crate::checkpoint::{KeyReport, StateDict, Tolerance};
 use crate::data::{ImageSource, Loader, LoaderConfig, Skipped};
-use crate::distill::{Distiller, LevelMetrics, Plan, StepOutput, Student, Teacher};
+use crate::distill::{Distiller, LevelMetrics, Part, Plan, StepOutput, Student, Teacher};
 use crate::error::{Error, Result};
 use crate::nn::ParamId;
 use crate::optim::{Ema, Optimizer, Schedule, Slot, clip_grad_norm, weight_decays};
@@ -139,6 +139,18 @@ pub fn plan(recipe: &Recipe) -> Result<(Plan, usize)> {
         + usize::from(recipe.train.accumulate > 1)
         + usize::from(recipe.train.ema.is_some());
     Ok((plan, slots))
+}
+
+/// Plans one pass of a recipe's teacher over `batch` images without loading or computing anything. Also gives the
+/// bytes of its maps. The student plays no part: what it could not train on, a single image say, the teacher can see.
+///
+/// # Errors
+/// A recipe whose parts do not fit.
+pub fn plan_teacher(recipe: &Recipe, batch: usize) -> Result<(Part, usize)> {
+    let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, recipe.seed, |_| Ok(()))?;
+    let hw = [recipe.data.height as usize, recipe.data.width as usize];
+    let (part, maps) = Part::of_teacher(&teacher, batch, hw)?;
+    Ok((part, maps.iter().map(Tensor::bytes).sum()))
 }
 
 /// A distillation run.

@@ -8,7 +8,7 @@ mod run_dir;
 mod source;
 mod weights;
 
-pub use distillation::{Observer, Options, Resume, Setup, StepReport, Summary, Trainer, plan};
+pub use distillation::{Observer, Options, Resume, Setup, StepReport, Summary, Trainer, plan, plan_teacher};
 pub use features::{FeatureJob, FeatureReport, extract_features};
 pub use log::EventWriter;
 pub use run_dir::{Checkpoint, RunDir};
