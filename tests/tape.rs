@@ -368,11 +368,9 @@ fn forward<'a>(ctx: &mut Ctx<'a>, blocks: &'a [Block], x: &Var, mode: Mode) -> V
 }
 
 /// Result, gradients of the input and of all parameters, buffer updates.
-fn train(
-    store: &ParamStore,
-    blocks: &[Block],
-    mode: Mode,
-) -> (Tensor, Tensor, Vec<Option<Tensor>>, Vec<(ParamId, Tensor)>) {
+type Trained = (Tensor, Tensor, Vec<Option<Tensor>>, Vec<(ParamId, Tensor)>);
+
+fn train(store: &ParamStore, blocks: &[Block], mode: Mode) -> Trained {
     let mut ctx = Ctx::training(store, Philox::new(5));
     let x = ctx.leaf(normal([2, 5, 4, 3], 1));
     let y = forward(&mut ctx, blocks, &x, mode);

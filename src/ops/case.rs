@@ -115,7 +115,7 @@ impl Input {
             Fill::Labels { classes, ignore_every } => {
                 let mut s = rng.sequence();
                 let label = |i: usize| match ignore_every {
-                    k if k > 0 && i % k as usize == 0 => 255,
+                    k if k > 0 && i.is_multiple_of(k as usize) => 255,
                     _ => i64::from(s.below(classes)),
                 };
                 return Tensor::from_vec(self.shape, (0..n).map(label).collect::<Vec<i64>>())

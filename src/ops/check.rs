@@ -43,7 +43,7 @@ pub fn check(case: &Case, seed: u64) -> Result<Deviation> {
         return Err(fail(format!("shape {} but the reference has {}", out.y.shape(), want.shape())));
     }
     let forward = relative_error(out.y.f32s()?, want.data::<f64>()?);
-    if !(forward <= FORWARD_TOLERANCE) {
+    if forward.is_nan() || forward > FORWARD_TOLERANCE {
         return Err(fail(format!("forward error {forward:.2e} is above {FORWARD_TOLERANCE:.0e}")));
     }
     if !case.inputs.iter().any(|i| i.grad) {

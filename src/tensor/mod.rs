@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn conversions_round_to_nearest_even() {
-        let x = Tensor::from_vec([3], vec![1.0f32, 1.00390625, 1.01171875]).unwrap();
+        let x = Tensor::from_vec([3], vec![1.0f32, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]).unwrap();
         let b = x.to_dtype(DType::Bf16).unwrap().to_dtype(DType::F32).unwrap();
         assert_eq!(b.f32s().unwrap(), &[1.0, 1.0, 1.015625]);
         let u = Tensor::from_vec([2], vec![0u8, 255]).unwrap().to_dtype(DType::F32).unwrap();

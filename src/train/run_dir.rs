@@ -195,7 +195,11 @@ mod tests {
         assert!(!run.has_run());
         run.create().unwrap();
         for step in [1, 2, 3] {
-            run.save(&state(step), 2, |p| Ok(std::fs::write(p.join("x"), "y").unwrap())).unwrap();
+            run.save(&state(step), 2, |p| {
+                std::fs::write(p.join("x"), "y").unwrap();
+                Ok(())
+            })
+            .unwrap();
         }
         let steps = |r: &RunDir| r.checkpoints().unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
         assert_eq!(steps(&run), [2, 3]);
