@@ -2,87 +2,123 @@
 
 mod common;
 
-use common::{assert_close, assert_close_f64, f32s, f64s, golden, max_abs};
-use dtk::optim::{OptimizerConfig, ScheduleConfig, Slot, Span, weight_decays};
+use common::{Golden, GoldenSet, Tolerance, assert_close_f64, for_section};
+use dtk::optim::{OptimizerConfig, ScheduleConfig, Slot, Span};
 use dtk::tensor::Tensor;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The reference ran in f64; f32 arithmetic stays within 4e-7 of the largest weight, other orders of the same
 /// operations within a few times that.
-const TOLERANCE: f64 = 5e-6;
+const TOLERANCE: Tolerance = Tolerance { relative: 0.0, of_max: 5e-6, absolute: 0.0 };
 
-/// The `i`-th of the tensors stacked along the first axis of `name`.
-fn part(stack: &[f32], i: usize, size: usize) -> &[f32] {
-    &stack[i * size..][..size]
+/// An optimiser of the manifest: its configuration, learning rate, and for every parameter whether weight decay
+/// applies.
+fn optimiser(run: &str, hyper: &Value, params: &[String]) -> (OptimizerConfig, f64, Vec<bool>) {
+    let mut hyper: Map<String, Value> = hyper.as_object().unwrap().clone();
+    let lr = hyper.remove("lr").and_then(|v| v.as_f64()).unwrap_or_else(|| panic!("{run}: no `lr`"));
+    let decay = hyper.get("weight_decay").and_then(Value::as_f64).unwrap_or(0.0);
+    let groups: Vec<(&str, f64)> = hyper
+        .iter()
+        .filter_map(|(k, v)| Some((k.strip_prefix("weight_decay_group_")?, v.as_f64()?)))
+        .collect();
+    let decays = params.iter().map(|p| {
+        // A group is named after its parameter, or after what its parameters begin with.
+        let group = groups.iter().filter(|(g, _)| p.starts_with(g)).max_by_key(|(g, _)| g.len());
+        let own = group.map_or(decay, |(_, v)| *v);
+        assert!(
+            own == decay || own == 0.0,
+            "{run}: {p} has a weight decay of its own, {own} instead of {decay}"
+        );
+        own != 0.0
+    });
+    let decays = decays.collect();
+    hyper.retain(|k, _| !k.starts_with("weight_decay_group_"));
+    hyper.insert("name".into(), json!(run.split('_').next()));
+    let config = serde_json::from_value(Value::Object(hyper)).unwrap_or_else(|e| panic!("{run}: {e}"));
+    (config, lr, decays)
 }
 
 #[test]
 fn golden_optim_trajectories() {
-    let Some((entry, file)) = golden("optim.safetensors") else { return };
-    let params: Vec<String> = file.names().filter_map(|n| n.strip_prefix("p0.")).map(String::from).collect();
-    assert!(!params.is_empty());
-    for (run, hyper) in entry["optimisers"].as_object().unwrap() {
-        let mut hyper = hyper.as_object().unwrap().clone();
-        let lr = hyper.remove("lr").unwrap().as_f64().unwrap();
-        // The parameters of the second group have no weight decay: exactly those that the usual rule exempts.
-        hyper.retain(|k, v| {
-            let group = k.starts_with("weight_decay_group");
-            assert!(!group || v.as_f64() == Some(0.0), "{run}: only groups without weight decay are known");
-            !group
-        });
-        let kind = run.split('_').next().unwrap();
-        hyper.insert("name".into(), json!(kind));
-        let config: OptimizerConfig =
-            serde_json::from_value(Value::Object(hyper)).unwrap_or_else(|e| panic!("{run}: {e}"));
-        let mut opt = config.build().unwrap();
-
-        let mut values: Vec<Tensor> = params.iter().map(|p| file.get(&format!("p0.{p}")).unwrap()).collect();
-        let grads: Vec<_> = params.iter().map(|p| f32s(&file, &format!("grads.{p}"))).collect();
-        let traj: Vec<_> = params.iter().map(|p| f32s(&file, &format!("{run}.traj.{p}"))).collect();
-        let steps = file.info(&format!("{run}.traj.{}", params[0])).unwrap().1[0];
-        assert!(steps > 0);
-        for step in 0..steps {
-            let now: Vec<Tensor> = values
-                .iter()
-                .zip(&grads)
-                .map(|(v, g)| Tensor::from_vec(v.shape(), part(g, step, v.elems()).to_vec()).unwrap())
-                .collect();
-            let mut slots: Vec<_> = params
-                .iter()
-                .zip(&mut values)
-                .zip(&now)
-                .map(|((name, value), grad)| {
-                    let decay = weight_decays(name, value.shape().len());
-                    Slot { name, value, grad, decay, lr_scale: 1.0 }
-                })
-                .collect();
-            opt.step(lr, &mut slots).unwrap_or_else(|e| panic!("{run}: {e}"));
-            for ((p, v), t) in params.iter().zip(&values).zip(&traj) {
-                let name = format!("{run}.traj.{p}[{step}]");
-                assert_close(&name, v.f32s().unwrap(), part(t, step, v.elems()), 0.0, TOLERANCE * max_abs(t));
-            }
+    for_section("optimisers", |golden| {
+        for (run, hyper) in golden.entry["optimisers"].as_object().unwrap() {
+            trajectory(golden, run, hyper);
         }
-        println!("{run}: {steps} steps of {} parameters agree", params.len());
+    });
+}
+
+fn trajectory(golden: &Golden, run: &str, hyper: &Value) {
+    let params = golden.suffixes("p0.");
+    let mut needed = params.iter().flat_map(|p| [format!("grads.{p}"), format!("{run}.traj.{p}")]);
+    if params.is_empty() || !needed.all(|n| golden.expect(&n)) {
+        return;
+    }
+    let (config, lr, decays) = optimiser(run, hyper, &params);
+    let mut opt = config.build().unwrap();
+    let mut values: Vec<Tensor> = params.iter().map(|p| golden.get(&format!("p0.{p}"))).collect();
+    let grads: Vec<Tensor> = params.iter().map(|p| golden.get(&format!("grads.{p}"))).collect();
+    let steps = golden.shape(&format!("{run}.traj.{}", params[0]))[0];
+    assert!(steps > 0, "{run}: no steps");
+    for step in 0..steps {
+        let part = |(v, g): (&Tensor, &Tensor)| {
+            let g = g.f32s().unwrap()[step * v.elems()..][..v.elems()].to_vec();
+            Tensor::from_vec(v.shape(), g).unwrap()
+        };
+        let now: Vec<Tensor> = values.iter().zip(&grads).map(part).collect();
+        let mut slots: Vec<Slot<'_>> = params
+            .iter()
+            .zip(&mut values)
+            .zip(&now)
+            .zip(&decays)
+            .map(|(((name, value), grad), &decay)| Slot { name, value, grad, decay, lr_scale: 1.0 })
+            .collect();
+        opt.step(lr, &mut slots).unwrap_or_else(|e| panic!("{run}: {e}"));
+        for (p, v) in params.iter().zip(&values) {
+            golden.check_part(&format!("{run}.traj.{p}"), step, v.f32s().unwrap(), TOLERANCE);
+        }
     }
 }
 
 #[test]
 fn golden_optim_schedules() {
-    let Some((entry, file)) = golden("optim.safetensors") else { return };
-    for (run, v) in entry["schedules"].as_object().unwrap() {
-        let number = |key: &str| v[key].as_f64().unwrap_or_else(|| panic!("{run}: no number `{key}`"));
-        let (t_initial, warmup) = (v["t_initial"].as_u64().unwrap(), v["warmup_t"].as_u64().unwrap());
-        let prefix = v["warmup_prefix"].as_bool().unwrap();
-        let config = ScheduleConfig::Cosine {
-            warmup: Span::Steps(warmup),
-            warmup_lr_init: number("warmup_lr_init"),
-            lr_min: number("lr_min"),
-            warmup_prefix: prefix,
-        };
-        let total = if prefix { t_initial + warmup } else { t_initial };
-        let schedule = config.build(number("base_lr"), total, 1).unwrap();
-        let want = f64s(&file, &format!("schedule.{run}"));
-        let got: Vec<f64> = (0..want.len() as u64).map(|t| schedule.lr_at(t)).collect();
-        assert_close_f64(run, &got, &want, 1e-12, 1e-15 * number("base_lr"));
+    for_section("optimisers", |golden| {
+        for (run, v) in golden.entry["schedules"].as_object().unwrap() {
+            let key = format!("schedule.{run}");
+            if !golden.expect(&key) {
+                continue;
+            }
+            let number = |key: &str| v[key].as_f64().unwrap_or_else(|| panic!("{run}: no number `{key}`"));
+            let (t_initial, warmup) = (v["t_initial"].as_u64().unwrap(), v["warmup_t"].as_u64().unwrap());
+            let prefix = v["warmup_prefix"].as_bool().unwrap();
+            let config = ScheduleConfig::Cosine {
+                warmup: Span::Steps(warmup),
+                warmup_lr_init: number("warmup_lr_init"),
+                lr_min: number("lr_min"),
+                warmup_prefix: prefix,
+            };
+            let total = if prefix { t_initial + warmup } else { t_initial };
+            let schedule = config.build(number("base_lr"), total, 1).unwrap();
+            let want = golden.f64s(&key);
+            let got: Vec<f64> = (0..want.len() as u64).map(|t| schedule.lr_at(t)).collect();
+            assert_close_f64(run, &got, &want, 1e-12, 1e-15 * number("base_lr"));
+            golden.note(&key);
+        }
+    });
+}
+
+#[test]
+fn golden_optim_every_tensor_is_known() {
+    let Some(set) = GoldenSet::open() else { return };
+    for golden in set.section("optimisers") {
+        let known = |section: &str, name: &str| golden.entry[section].get(name).is_some();
+        for name in golden.names() {
+            let ok = match name.split_once('.') {
+                Some(("p0" | "grads", _)) => true,
+                Some(("schedule", run)) => known("schedules", run),
+                Some((run, rest)) => rest.starts_with("traj.") && known("optimisers", run),
+                None => false,
+            };
+            assert!(ok, "`{name}`: nothing checks this tensor");
+        }
     }
 }

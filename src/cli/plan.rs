@@ -26,16 +26,16 @@ pub fn print_training(recipe: &Recipe) -> Result<()> {
 
 /// Prints the plan of one pass of the teacher, and what it is expected to take.
 pub fn print_teacher(recipe: &Recipe, batch: usize, gflops: f64) -> Result<()> {
-    let (plan, map_bytes) = train::plan_teacher(recipe, batch)?;
-    let [h, w] = [recipe.data.height, recipe.data.width];
+    let (teacher, maps) = train::plan_teacher(recipe, batch)?;
+    let (h, w) = (recipe.data.height, recipe.data.width);
     println!("# plan of one pass of the teacher ({batch} images of {h}x{w})");
-    part("teacher, forward", &plan);
-    println!("maps                  {}", bytes(map_bytes));
-    // The maps twice: as they are and in file layout.
-    let input_bytes = batch * (h * w) as usize * 3 * size_of::<f32>();
-    let peak = plan.parameter_bytes + plan.peak_bytes + 2 * map_bytes + input_bytes + PROCESS_BYTES;
-    println!("memory at the peak    {}", bytes(peak));
-    let seconds = plan.flops as f64 / gflops / 1e9;
+    part("teacher, forward", &teacher);
+    println!("maps                  {}", bytes(maps));
+    // The images beside their noisy copy, and the maps once more while they are put in file order.
+    let images = 2 * 12 * batch * h as usize * w as usize;
+    let total = teacher.parameter_bytes + teacher.peak_bytes + maps + images + PROCESS_BYTES;
+    println!("memory at the peak    {}", bytes(total));
+    let seconds = teacher.flops as f64 / gflops / 1e9;
     println!(
         "time                  about {seconds:.1} s at {gflops:.0} GFLOP/s, measured on this machine just now"
     );

@@ -45,6 +45,16 @@ impl<'a> MatRef<'a> {
         Self::new(data, rows, cols, cols, 1)
     }
 
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// The range reaches outside the matrix.
+    pub fn row_range(self, rows: &std::ops::Range<usize>) -> Self {
+        assert!(rows.end <= self.rows, "rows outside the matrix");
+        let data = &self.data[rows.start * self.row_stride..];
+        MatRef { data, rows: rows.len(), ..self }
+    }
+
     /// The transposed view.
     pub fn t(self) -> Self {
         MatRef {
@@ -97,49 +107,64 @@ pub fn gemm(c: MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, accumulate: bool, paral
     single(c, a, b, accumulate);
 }
 
-/// Cuts the larger side of the result into blocks. The cuts follow from the sizes alone, and no sum is cut, so the
-/// number of threads changes nothing.
+/// Smallest side of a block: smaller products take another path in the crate, whose sums are cut differently.
+const MIN_BLOCK: usize = 96;
+
+/// Where to cut a side for the current number of threads. No sum is cut, so the cuts change no bit of the result.
+fn cuts(side: usize) -> Vec<usize> {
+    let blocks = (2 * threads()).min(side / MIN_BLOCK).max(1);
+    let mut cuts: Vec<usize> = (0..blocks).map(|i| i * side / blocks / 16 * 16).collect();
+    cuts.push(side);
+    cuts
+}
+
+/// Cuts the result into blocks of rows or of columns, whichever lie together in memory.
 fn split(c: MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, accumulate: bool) {
     use rayon::prelude::*;
-    let by_rows = c.rows >= c.cols && c.row_stride >= c.cols * c.col_stride;
-    let by_cols = !by_rows && c.col_stride >= c.rows * c.row_stride;
     let (rows, cols, rs, cs) = (c.rows, c.cols, c.row_stride, c.col_stride);
-    let block = |side: usize| side.div_ceil(32).next_multiple_of(16).max(32);
-    if by_rows {
-        let step = block(rows);
-        c.data.par_chunks_mut(step * rs).take(rows.div_ceil(step)).enumerate().for_each(|(i, part)| {
-            let r = step.min(rows - i * step);
-            let sub = MatRef::new(&a.data[i * step * a.row_stride..], r, a.cols, a.row_stride, a.col_stride);
-            single(MatMut::new(part, r, cols, rs, cs), sub, b, accumulate);
+    if rs >= cols * cs && (rows >= 2 * MIN_BLOCK || rows >= cols) {
+        parts(c.data, &cuts(rows), rs).into_par_iter().for_each(|(r, part)| {
+            single(MatMut::new(part, r.len(), cols, rs, cs), a.row_range(&r), b, accumulate);
         });
-    } else if by_cols {
-        let step = block(cols);
-        c.data.par_chunks_mut(step * cs).take(cols.div_ceil(step)).enumerate().for_each(|(i, part)| {
-            let n = step.min(cols - i * step);
-            let sub = MatRef::new(&b.data[i * step * b.col_stride..], b.rows, n, b.row_stride, b.col_stride);
-            single(MatMut::new(part, rows, n, rs, cs), a, sub, accumulate);
+    } else if cs >= rows * rs {
+        parts(c.data, &cuts(cols), cs).into_par_iter().for_each(|(r, part)| {
+            single(MatMut::new(part, rows, r.len(), rs, cs), a, b.t().row_range(&r).t(), accumulate);
         });
     } else {
-        // A row-major result that is wider than tall: its column blocks are not contiguous, so compute the blocks
-        // apart and copy them in.
-        let step = block(cols);
-        let parts = crate::cpu::map_ordered(cols.div_ceil(step), |i| {
-            let n = step.min(cols - i * step);
-            let sub = MatRef::new(&b.data[i * step * b.col_stride..], b.rows, n, b.row_stride, b.col_stride);
-            let mut out = vec![0.0; rows * n];
-            single(MatMut::row_major(&mut out, rows, n), a, sub, false);
+        // A row-major result that is wide and low: its column blocks are not contiguous, so compute the blocks apart
+        // and copy them in.
+        let cuts = cuts(cols);
+        let blocks = crate::cpu::map_ordered(cuts.len() - 1, |i| {
+            let r = cuts[i]..cuts[i + 1];
+            let mut out = vec![0.0; rows * r.len()];
+            single(MatMut::row_major(&mut out, rows, r.len()), a, b.t().row_range(&r).t(), false);
             out
         });
-        for r in 0..rows {
-            for (i, part) in parts.iter().enumerate() {
-                let n = step.min(cols - i * step);
-                for j in 0..n {
-                    let to = &mut c.data[r * rs + (i * step + j) * cs];
-                    *to = part[r * n + j] + if accumulate { *to } else { 0.0 };
+        for (i, block) in blocks.iter().enumerate() {
+            for (r, from) in block.chunks_exact(cuts[i + 1] - cuts[i]).enumerate() {
+                for (j, v) in from.iter().enumerate() {
+                    let to = &mut c.data[r * rs + (cuts[i] + j) * cs];
+                    *to = v + if accumulate { *to } else { 0.0 };
                 }
             }
         }
     }
+}
+
+/// The slice cut at `cuts[i] * stride`, with the range of each part. The last part has what is left.
+fn parts<'d>(
+    mut data: &'d mut [f32],
+    cuts: &[usize],
+    stride: usize,
+) -> Vec<(std::ops::Range<usize>, &'d mut [f32])> {
+    let mut out = Vec::with_capacity(cuts.len() - 1);
+    for (i, w) in cuts.windows(2).enumerate() {
+        let len = if i + 2 == cuts.len() { data.len() } else { (w[1] - w[0]) * stride };
+        let (part, rest) = std::mem::take(&mut data).split_at_mut(len);
+        out.push((w[0]..w[1], part));
+        data = rest;
+    }
+    out
 }
 
 fn single(c: MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, accumulate: bool) {
@@ -179,6 +204,27 @@ mod tests {
         let mut v = vec![0.0; n];
         Philox::new(3).fold(stream).fill_normal(&mut v);
         v
+    }
+
+    #[test]
+    fn threads_do_not_change_a_bit() {
+        let pool = |n: usize| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        for (m, n, k) in [(300, 200, 700), (64, 1000, 900), (1000, 40, 900), (193, 97, 1300)] {
+            let (a, b) = (filled(m * k, 1), filled(k * n, 2));
+            for col_major in [false, true] {
+                let product = || {
+                    let mut c = vec![0.0; m * n];
+                    let (rs, cs) = if col_major { (1, m) } else { (n, 1) };
+                    let b = MatRef::row_major(&b, n, k).t();
+                    gemm(MatMut::new(&mut c, m, n, rs, cs), MatRef::row_major(&a, m, k), b, false, true);
+                    c.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+                };
+                let one = pool(1).install(product);
+                for threads in [2, 3, 8] {
+                    assert_eq!(one, pool(threads).install(product), "{m} {n} {k} on {threads} threads");
+                }
+            }
+        }
     }
 
     #[test]

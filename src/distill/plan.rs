@@ -38,18 +38,6 @@ impl Part {
             ops,
         }
     }
-
-    /// Plans one pass of the teacher over `[batch, h, w, 3]` images. Also gives its maps, as shapes without memory.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn of_teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Self, Vec<Tensor>)> {
-        let ledger = Ledger::new();
-        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
-        let (maps, steps) = teacher.plan(&images, &ledger)?;
-        let maps = maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect();
-        Ok((Part::new(teacher.params(), &steps, &ledger), maps))
-    }
 }
 
 /// The cost of one step on a batch.
@@ -77,9 +65,9 @@ impl Plan {
         batch: usize,
         hw: [usize; 2],
     ) -> Result<Self> {
-        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
-        let (teacher_part, maps) = Part::of_teacher(teacher, batch, hw)?;
+        let (teacher_part, maps) = Self::teacher(teacher, batch, hw)?;
         let target_bytes = maps.iter().map(Tensor::bytes).sum();
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
         let targets: Vec<Tensor> = student.pairs().iter().map(|&t| maps[t].clone()).collect();
 
         let ledger = Ledger::new();
@@ -92,6 +80,18 @@ impl Plan {
         drop(grads);
         let student_part = Part::new(student.params(), &steps, &ledger);
         Ok(Plan { teacher: teacher_part, student: student_part, target_bytes, input_bytes: images.bytes() })
+    }
+
+    /// Plans the teacher's pass alone. Also gives its maps, as shapes that count nowhere.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn teacher(teacher: &Teacher, batch: usize, hw: [usize; 2]) -> Result<(Part, Vec<Tensor>)> {
+        let images = Tensor::meta([batch, hw[0], hw[1], 3], DType::F32, None);
+        let ledger = Ledger::new();
+        let (maps, steps) = teacher.plan(&images, &ledger)?;
+        let part = Part::new(teacher.params(), &steps, &ledger);
+        Ok((part, maps.iter().map(|m| Tensor::meta(m.shape(), DType::F32, None)).collect()))
     }
 
     /// Bytes that the whole step needs at its peak: all parameters, `optimizer_slots` further copies of the student's,

@@ -35,10 +35,22 @@ pub(super) fn visit<const B: usize>(
 ) -> [f64; 2] {
     let part = |w: &mut [f32], mut b: [&mut [f32]; B], g: &[f32]| {
         let mut acc = [[0.0f64; LANES]; 2];
-        for (i, (w, &g)) in w.iter_mut().zip(g).enumerate() {
-            let [p, q] = f(w, b.each_mut().map(|b| &mut b[i]), g);
-            acc[0][i % LANES] += f64::from(p) * f64::from(p);
-            acc[1][i % LANES] += f64::from(q) * f64::from(q);
+        // Blocks of exactly LANES elements, so that the compiler sees the length and vectorises; then what is left.
+        let mut block = |w: &mut [f32], b: [&mut [f32]; B], g: &[f32]| {
+            let mut b = b;
+            for (i, (w, &g)) in w.iter_mut().zip(g).enumerate() {
+                let [p, q] = f(w, b.each_mut().map(|b| &mut b[i]), g);
+                acc[0][i] += f64::from(p) * f64::from(p);
+                acc[1][i] += f64::from(q) * f64::from(q);
+            }
+        };
+        for (i, (w, g)) in w.chunks_mut(LANES).zip(g.chunks(LANES)).enumerate() {
+            let n = w.len();
+            let bufs = b.each_mut().map(|b| &mut b[i * LANES..i * LANES + n]);
+            match (<&mut [f32; LANES]>::try_from(&mut *w), <&[f32; LANES]>::try_from(g)) {
+                (Ok(w), Ok(g)) => block(w, bufs, g),
+                _ => block(w, bufs, g),
+            }
         }
         acc.map(|lanes| lanes.iter().sum::<f64>())
     };

@@ -141,15 +141,14 @@ pub fn plan(recipe: &Recipe) -> Result<(Plan, usize)> {
     Ok((plan, slots))
 }
 
-/// Plans one pass of a recipe's teacher over `batch` images without loading or computing anything. Also gives the
-/// bytes of its maps. The student plays no part: what it could not train on, a single image say, the teacher can see.
+/// Plans one pass of a recipe's teacher over `batch` images: its cost, and the bytes of its maps.
 ///
 /// # Errors
 /// A recipe whose parts do not fit.
 pub fn plan_teacher(recipe: &Recipe, batch: usize) -> Result<(Part, usize)> {
     let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, recipe.seed, |_| Ok(()))?;
     let hw = [recipe.data.height as usize, recipe.data.width as usize];
-    let (part, maps) = Part::of_teacher(&teacher, batch, hw)?;
+    let (part, maps) = Plan::teacher(&teacher, batch, hw)?;
     Ok((part, maps.iter().map(Tensor::bytes).sum()))
 }
 

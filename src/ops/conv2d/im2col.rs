@@ -8,8 +8,19 @@ use crate::cpu::{MatMut, MatRef, for_each_chunk, gemm, map_ordered};
 /// and a slice of the third.
 const PANEL_BYTES: usize = 2 << 20;
 
+/// Below this many output pixels the weight, not the image, is the large operand.
+const FEW_PIXELS: usize = 1024;
+
+/// Whether there are so few pixels, and so many channels, that reading the weight decides the time.
+pub(super) fn has_few_pixels(g: &Geometry) -> bool {
+    g.groups == 1 && g.n * g.ho * g.wo <= FEW_PIXELS && g.co >= 256 && g.ci >= 128
+}
+
 /// Output pixels per panel.
 fn panel_rows(g: &Geometry) -> usize {
+    if has_few_pixels(g) {
+        return FEW_PIXELS;
+    }
     (PANEL_BYTES / 4 / g.k().max(1)).clamp(32, 1024).next_multiple_of(8)
 }
 
@@ -41,6 +52,41 @@ fn gather(g: &Geometry, x: &[f32], group: usize, first: usize, rows: usize, out:
     }
 }
 
+/// All output pixels gathered in parallel; the image itself for a 1x1 convolution.
+fn gather_all<'a>(g: &Geometry, x: &'a [f32]) -> std::borrow::Cow<'a, [f32]> {
+    if g.is_pointwise() {
+        return x.into();
+    }
+    let k = g.k();
+    let mut panel = vec![0.0; g.n * g.ho * g.wo * k];
+    for_each_chunk(&mut panel, 8 * k, |i, part| gather(g, x, 0, i * 8, part.len() / k, part));
+    panel.into()
+}
+
+/// `y = conv(x, w) + bias` for few pixels: the product is made transposed, `[co, pixels]`, because then the weight
+/// is read in place, once, instead of being packed.
+pub(super) fn forward_few(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    let (m, k) = (g.n * g.ho * g.wo, g.k());
+    let panel = gather_all(g, x);
+    let mut out = vec![0.0; m * g.co];
+    let c = MatMut::new(&mut out, m, g.co, 1, m);
+    gemm(c, MatRef::row_major(&panel, m, k), MatRef::row_major(w, g.co, k).t(), false, true);
+    for_each_chunk(y, g.co, |i, row| {
+        row.iter_mut().zip(out[i..].iter().step_by(m)).for_each(|(y, v)| *y = *v);
+        if let Some(b) = bias {
+            row.iter_mut().zip(b).for_each(|(y, b)| *y += b);
+        }
+    });
+}
+
+/// Gradient of the weight for few pixels: one product over all of them.
+pub(super) fn weight_gradient_few(g: &Geometry, x: &[f32], gy: &[f32], dw: &mut [f32]) {
+    let (m, k) = (g.n * g.ho * g.wo, g.k());
+    let panel = gather_all(g, x);
+    let c = MatMut::row_major(dw, g.co, k);
+    gemm(c, MatRef::row_major(gy, m, g.co).t(), MatRef::row_major(&panel, m, k), false, true);
+}
+
 /// `y = conv(x, w) + bias`.
 pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
     let (cig, cog) = g.per_group();
@@ -61,28 +107,47 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
     });
 }
 
-/// Gradient of the input: every panel of `gy` is multiplied by the weight and scattered back. Images are independent,
-/// so they run in parallel; within an image the order is fixed.
-pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]) {
-    let (cig, cog) = g.per_group();
-    let (rows, k, pixels) = (panel_rows(g), g.k(), g.ho * g.wo);
-    let parallel_inside = g.n == 1;
-    let scatter = |dx: &mut [f32], panel: &[f32], group: usize, first: usize| {
-        for (i, row) in panel.chunks_exact(k).enumerate() {
-            let (oy, ox) = ((first + i) / g.wo, (first + i) % g.wo);
-            let mut taps = row.chunks_exact(cig);
-            for r in 0..g.kh {
-                let iy = g.input_index(0, oy, r);
-                for s in 0..g.kw {
-                    let from = taps.next().expect("a chunk per tap");
-                    if let (Some(iy), Some(ix)) = (iy, g.input_index(1, ox, s)) {
-                        let at = (iy * g.w + ix) * g.ci + group * cig;
-                        dx[at..at + cig].iter_mut().zip(from).for_each(|(d, v)| *d += v);
-                    }
+/// Adds a panel of output pixels `first..` of one image back to that image's `dx`: the transpose of `gather`.
+fn scatter(g: &Geometry, dx: &mut [f32], panel: &[f32], group: usize, first: usize) {
+    let (cig, _) = g.per_group();
+    for (i, row) in panel.chunks_exact(g.k()).enumerate() {
+        let (oy, ox) = ((first + i) / g.wo, (first + i) % g.wo);
+        let mut taps = row.chunks_exact(cig);
+        for r in 0..g.kh {
+            let iy = g.input_index(0, oy, r);
+            for s in 0..g.kw {
+                let from = taps.next().expect("a chunk per tap");
+                if let (Some(iy), Some(ix)) = (iy, g.input_index(1, ox, s)) {
+                    let at = (iy * g.w + ix) * g.ci + group * cig;
+                    dx[at..at + cig].iter_mut().zip(from).for_each(|(d, v)| *d += v);
                 }
             }
         }
-    };
+    }
+}
+
+/// Gradient of the input for few pixels: one product with the weight as it lies, then every image is put together.
+pub(super) fn input_gradient_few(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]) {
+    let (m, k, pixels) = (g.n * g.ho * g.wo, g.k(), g.ho * g.wo);
+    let (gy, w) = (MatRef::row_major(gy, m, g.co), MatRef::row_major(w, g.co, k));
+    if g.is_pointwise() {
+        return gemm(MatMut::row_major(dx, m, k), gy, w, false, true);
+    }
+    let mut panel = vec![0.0; m * k];
+    gemm(MatMut::row_major(&mut panel, m, k), gy, w, false, true);
+    for_each_chunk(dx, g.h * g.w * g.ci, |n, dx| {
+        dx.fill(0.0);
+        scatter(g, dx, &panel[n * pixels * k..(n + 1) * pixels * k], 0, 0);
+    });
+}
+
+/// Gradient of the input: every panel of `gy` is multiplied by the weight and scattered back. Images are independent,
+/// so they run in parallel; within an image the order is fixed.
+pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]) {
+    let (_, cog) = g.per_group();
+    let (rows, k, pixels) = (panel_rows(g), g.k(), g.ho * g.wo);
+    // Few images share their products among the threads; many run side by side.
+    let parallel_inside = g.n < 2 * crate::cpu::threads();
     for_each_chunk(dx, g.h * g.w * g.ci, |n, dx| {
         dx.fill(0.0);
         let gy = &gy[n * pixels * g.co..(n + 1) * pixels * g.co];
@@ -94,7 +159,7 @@ pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]
                 let weight = MatRef::row_major(&w[group * cog * k..(group + 1) * cog * k], cog, k);
                 let panel = &mut panel[..m * k];
                 gemm(MatMut::row_major(panel, m, k), a, weight, false, parallel_inside);
-                scatter(dx, panel, group, first);
+                scatter(g, dx, panel, group, first);
             }
         }
     });

@@ -8,8 +8,9 @@
 //! ```
 //! With `groups`, output channels of group g read only the input channels of group g.
 //!
-//! On the CPU there are four ways, picked by shape: 1x1 is one matrix product; stride 1 is a matrix product per tap
-//! over a padded frame (`shift`); depthwise is direct loops; everything else gathers panels (`im2col`).
+//! On the CPU the way is picked by shape: 1x1 is one matrix product; stride 1 is a matrix product per tap over a padded
+//! frame (`shift`); depthwise is direct loops; few pixels with many channels are arranged so that the weight is read
+//! once; everything else gathers panels (`im2col`).
 
 mod depthwise;
 mod geometry;
@@ -63,7 +64,9 @@ fn add_in_order(sum: &mut [f32], partial: &[Vec<f32>]) {
 }
 
 fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
-    if g.is_pointwise() {
+    if im2col::has_few_pixels(g) {
+        im2col::forward_few(g, x, w, bias, y);
+    } else if g.is_pointwise() {
         let m = g.n * g.h * g.w;
         product_with_bias(y, x, w, bias, m, g.ci, g.co);
     } else if g.is_depthwise() {
@@ -93,7 +96,9 @@ pub(super) fn product_with_bias(
 }
 
 fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]) {
-    if g.is_pointwise() {
+    if im2col::has_few_pixels(g) {
+        im2col::input_gradient_few(g, gy, w, dx);
+    } else if g.is_pointwise() {
         let m = g.n * g.h * g.w;
         let c = MatMut::row_major(dx, m, g.ci);
         gemm(c, MatRef::row_major(gy, m, g.co), MatRef::row_major(w, g.co, g.ci), false, true);
@@ -107,7 +112,9 @@ fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]) {
 }
 
 fn weight_gradient(g: &Geometry, x: &[f32], gy: &[f32], dw: &mut [f32]) {
-    if g.is_pointwise() {
+    if im2col::has_few_pixels(g) {
+        im2col::weight_gradient_few(g, x, gy, dw);
+    } else if g.is_pointwise() {
         let m = g.n * g.h * g.w;
         product_weight_gradient(dw, x, gy, m, g.ci, g.co);
     } else if g.is_depthwise() {
@@ -201,7 +208,9 @@ impl Op for Conv2d {
 
     fn scratch_bytes(&self, inputs: &[Shape]) -> usize {
         Geometry::new(self, inputs).map_or(0, |g| {
-            let floats = if g.is_pointwise() || g.is_depthwise() {
+            let floats = if im2col::has_few_pixels(&g) {
+                g.n * g.ho * g.wo * (g.k() + g.co)
+            } else if g.is_pointwise() || g.is_depthwise() {
                 0
             } else if shift::suits(&g) {
                 shift::scratch(&g) + g.w_len()
@@ -232,6 +241,8 @@ pub fn cases() -> Vec<Case> {
     let full = |stride, pad, dilation, groups| Conv2d { stride, pad, dilation, groups };
     let mut cases = vec![
         make("pointwise", sq(1, 0), [2, 3, 5, 7], 9, [1, 1], true, false),
+        make("few pixels", sq(1, 1), [2, 3, 2, 128], 256, [3, 3], true, false),
+        make("few pixels, pointwise", sq(1, 0), [1, 3, 2, 130], 259, [1, 1], true, false),
         make("pointwise, stride 2", sq(2, 0), [2, 8, 7, 6], 10, [1, 1], false, false),
         make("one pixel", sq(1, 1), [2, 1, 1, 9], 7, [3, 3], true, false),
         make("one channel", sq(1, 1), [3, 5, 5, 1], 1, [3, 3], true, false),
