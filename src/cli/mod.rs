@@ -1,5 +1,22 @@
 //! The command line: one file per subcommand. The only layer that prints.
 
+/// Prints a line. The standard macros panic where nobody reads on (`dtk models | head -1`, a closed terminal); a run
+/// must go on then. They are shadowed so that no command uses them by mistake.
+macro_rules! println {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        writeln!(std::io::stdout(), $($text)*).ok();
+    }};
+}
+
+/// As `println!`, to standard error.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        writeln!(std::io::stderr(), $($text)*).ok();
+    }};
+}
+
 mod check;
 mod features;
 mod info;

@@ -165,6 +165,11 @@ impl Trainer {
         recipe.validate()?;
         let dir = RunDir::new(&options.out);
         let from = match &options.resume {
+            Resume::From(path) if dir.has_run() && !dir.contains(path) => {
+                return Err(Error::usage("there is already another run in this folder")
+                    .with_file(dir.path())
+                    .with_remedy("give the folder of the checkpoint's own run, or choose another --out"));
+            }
             Resume::No if dir.has_run() => {
                 return Err(Error::usage("there is already a run in this folder").with_file(dir.path()).with_remedy(
                     "continue it with --resume auto, start again with --overwrite, or choose another --out",

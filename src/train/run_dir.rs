@@ -58,6 +58,12 @@ impl RunDir {
         self.file("recipe.toml").exists() || self.file("checkpoints").exists()
     }
 
+    /// Whether `path` is or lies in the folder; false if either does not exist.
+    pub fn contains(&self, path: &Path) -> bool {
+        let real = |p: &Path| p.canonicalize();
+        matches!((real(path), real(&self.root)), (Ok(p), Ok(root)) if p.starts_with(&root))
+    }
+
     /// Creates the folder.
     ///
     /// # Errors

@@ -43,6 +43,11 @@ pub fn load_params(
     Ok(report)
 }
 
+/// Names the recipe's key where the error does not name a tensor already.
+fn name_key(e: Error, key: &str) -> Error {
+    if e.key().is_some() { e } else { e.with_key(key) }
+}
+
 /// Gives a teacher's parameters their values: from the checkpoint its configuration names, or random ones.
 ///
 /// Random values are the usual initial ones, except that the layers which start at zero (the last of every residual
@@ -66,9 +71,10 @@ pub fn fill_teacher(store: &mut ParamStore, config: &TeacherConfig, seed: u64) -
         }
         return Ok(None);
     }
-    let file = StateDict::open(&config.weights).map_err(|e| e.with_key("teacher.weights"))?.auto_root()?;
+    let in_recipe = |e| name_key(e, "teacher.weights");
+    let file = StateDict::open(&config.weights).map_err(in_recipe)?.auto_root().map_err(in_recipe)?;
     let tolerance = Tolerance { missing: false, unexpected: config.allow_unexpected, misshapen: false };
-    let report = load_params(store, "", &file, tolerance).map_err(|e| e.with_key("teacher.weights"))?;
+    let report = load_params(store, "", &file, tolerance).map_err(in_recipe)?;
     Ok(Some(report))
 }
 
@@ -80,7 +86,7 @@ pub fn fill_teacher(store: &mut ParamStore, config: &TeacherConfig, seed: u64) -
 pub fn fill_backbone(store: &mut ParamStore, config: &StudentConfig, seed: u64) -> Result<Option<KeyReport>> {
     store.init(seed)?;
     let Some(path) = &config.weights else { return Ok(None) };
-    let in_recipe = |e: Error| e.with_key("student.weights");
+    let in_recipe = |e| name_key(e, "student.weights");
     let file = StateDict::open(path).map_err(in_recipe)?.auto_root().map_err(in_recipe)?;
     let family = match config.backbone.family() {
         Family::ResNet => keymap::Family::ResNet,

@@ -1,0 +1,116 @@
+//! The list of ops agrees with the files, and every entry has what tests and benches need.
+
+use dtk::ops::REGISTRY;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Files of `src/ops` that are no ops.
+const INFRASTRUCTURE: [&str; 5] = ["mod", "run", "case", "check", "support"];
+/// Ops that only move data: no floating-point operation.
+const NO_ARITHMETIC: [&str; 2] = ["concat", "embedding"];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn names() -> BTreeSet<String> {
+    REGISTRY.iter().map(|e| e.name.to_string()).collect()
+}
+
+/// Stems of the entries of a folder that `which` accepts; none if there is no such folder.
+fn stems(dir: &str, which: impl Fn(&Path) -> bool) -> BTreeSet<String> {
+    let Ok(entries) = std::fs::read_dir(folder(dir)) else { return BTreeSet::new() };
+    entries
+        .map(|e| e.unwrap().path())
+        .filter(|p| which(p))
+        .map(|p| p.file_stem().unwrap().to_str().unwrap().to_string())
+        .collect()
+}
+
+#[test]
+fn every_file_is_an_op_and_every_op_a_file() {
+    let mut files = stems("src/ops", |p| p.is_dir() || p.extension().is_some_and(|e| e == "rs"));
+    for name in INFRASTRUCTURE {
+        assert!(files.remove(name), "src/ops/{name}.rs is gone: take it off the list of infrastructure");
+    }
+    let (names, list) = (names(), |s: BTreeSet<&String>| format!("{s:?}"));
+    let orphans = files.difference(&names).collect::<BTreeSet<_>>();
+    assert!(orphans.is_empty(), "not in for_each_op!: {}", list(orphans));
+    let lost = names.difference(&files).collect::<BTreeSet<_>>();
+    assert!(lost.is_empty(), "no file in src/ops: {}", list(lost));
+}
+
+#[test]
+fn every_kernel_has_an_op() {
+    let kernels = stems("kernels", |p| p.extension().is_some_and(|e| e == "cu"));
+    let names = names();
+    let orphans: Vec<_> = kernels.difference(&names).collect();
+    assert!(orphans.is_empty(), "kernels without an op: {orphans:?}");
+}
+
+#[test]
+fn names_are_sorted_and_unique() {
+    let in_order = |w: &[dtk::ops::Entry]| w[0].name < w[1].name;
+    if let Some(w) = REGISTRY.windows(2).find(|w| !in_order(w)) {
+        panic!("`{}` stands before `{}`", w[0].name, w[1].name);
+    }
+    assert!(REGISTRY.len() >= 26);
+}
+
+#[test]
+fn every_module_says_what_it_computes() {
+    for e in REGISTRY {
+        let (file, module) = (format!("src/ops/{}.rs", e.name), format!("src/ops/{}/mod.rs", e.name));
+        let path = [file, module].map(|p| folder(&p)).into_iter().find(|p| p.is_file()).expect("a file");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let doc: Vec<&str> = text.lines().take_while(|l| l.starts_with("//!")).collect();
+        assert!(doc.first().is_some_and(|l| l.len() > 20), "{} begins without a `//!` text", path.display());
+    }
+}
+
+#[test]
+fn every_entry_has_cases() {
+    for e in REGISTRY {
+        let cases = (e.cases)();
+        let small = cases.iter().filter(|c| !c.bench).count();
+        assert!(small >= 2, "{} has {small} test cases", e.name);
+        assert!(cases.iter().any(|c| c.bench), "{} has no bench case", e.name);
+        let mut labels = BTreeSet::new();
+        for c in &cases {
+            let what = format!("{}, case `{}`", e.name, c.label);
+            // A bench may show in real size what a test case shows in small, under the same label.
+            let new = labels.insert((c.bench, &c.label));
+            assert!(!c.label.trim().is_empty() && new, "{what}: empty or repeated label");
+            assert_eq!(c.op.name(), e.name, "{what}");
+            let (shapes, elems) = (c.shapes(), c.shapes().iter().map(|s| s.elems()).sum::<usize>());
+            let y = c.op.output_shape(&shapes).unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(y.elems() > 0, "{what}: the result is empty");
+            assert!(!c.bench || elems >= 1 << 10 || e.name == "weighted_sum", "{what} is too small to time");
+            if c.bench && !NO_ARITHMETIC.contains(&e.name) {
+                // Only nearest-neighbour resizing computes nothing.
+                let nearest = e.name == "resize" && format!("{:?}", c.op).contains("Nearest");
+                assert_eq!(c.op.flops(&shapes) > 0, !nearest, "{what}: FLOPs");
+            }
+            let names: BTreeSet<&str> = c.inputs.iter().map(|i| i.name).collect();
+            // Ops of any number of equal inputs call all of them the same.
+            assert!([1, c.inputs.len()].contains(&names.len()), "{what}: some inputs share a name");
+        }
+        let bench = cases.iter().filter(|c| c.bench).map(|c| c.op.flops(&c.shapes())).max();
+        assert_eq!(bench > Some(0), !NO_ARITHMETIC.contains(&e.name), "{}: FLOPs", e.name);
+    }
+}
+
+#[test]
+fn cases_repeat_with_the_seed() {
+    for e in REGISTRY {
+        for c in (e.cases)().iter().filter(|c| !c.bench) {
+            for (a, b) in c.tensors(5).iter().zip(c.tensors(5)) {
+                let same = match (a.f32s(), b.f32s()) {
+                    (Ok(a), Ok(b)) => a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    _ => a.data::<i64>().unwrap() == b.data::<i64>().unwrap(),
+                };
+                assert!(same, "{}, case `{}`", e.name, c.label);
+            }
+        }
+    }
+}
