@@ -123,6 +123,7 @@ mod tests {
             ("=3", "empty"),
             ("seed.x=3", "not a table"),
             ("train.accumulate=7", "equal parts"),
+            ("train.batch=1", "one image at a time"),
             ("data.height=63", "multiples"),
             ("diffusion.t=1000", "1000"),
             ("teacher.model=adm-900", "adm-900"),

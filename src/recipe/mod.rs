@@ -8,6 +8,7 @@ use crate::data::Crop;
 use crate::diffusion::DiffusionConfig;
 use crate::distill::{LossConfig, StudentConfig, TeacherConfig};
 use crate::error::{Error, Result};
+use crate::models::regressor::RegressorKind;
 use crate::optim::{EmaConfig, LrConfig, OptimizerConfig, ScheduleConfig, Span};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -161,6 +162,17 @@ impl Recipe {
         if t.batch == 0 || t.accumulate == 0 || !t.batch.is_multiple_of(t.accumulate) {
             let what = format!("a batch of {} cannot be cut into {} equal parts", t.batch, t.accumulate);
             return fail("train.accumulate", what, "choose a divisor of train.batch");
+        }
+        let pooled = self.student.regressor.kind == RegressorKind::FpnPpm
+            && self.student.regressor.pool_scales.contains(&1);
+        if pooled && t.batch == t.accumulate {
+            let what =
+                "batch norm behind the global pooling of the regressor cannot train on one image at a time";
+            return fail(
+                "train.batch",
+                what.into(),
+                "use at least 2 images per part, or regressor.kind = \"fpn\"",
+            );
         }
         if t.clip_grad.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
             return fail(

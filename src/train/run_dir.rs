@@ -72,7 +72,16 @@ impl RunDir {
         let dir = self.file("checkpoints");
         std::fs::create_dir_all(&dir).map_err(|e| {
             Error::io(&dir, "cannot create the run folder", e).with_remedy("choose another folder with --out")
-        })
+        })?;
+        // What a killed run was writing is incomplete and of no use.
+        for path in std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with(".step_") && name.ends_with(".tmp") {
+                std::fs::remove_dir_all(&path)
+                    .map_err(|e| Error::io(&path, "cannot remove an incomplete checkpoint", e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes what an earlier run left: its checkpoints, metrics, events and results, and nothing else.
@@ -151,8 +160,13 @@ impl RunDir {
             std::fs::remove_dir_all(&temp).ok();
             return Err(e);
         }
+        if done.exists() && Self::read_state(&done).is_ok_and(|old| old == *state) {
+            // The same step of the same run again, after a resume: its bytes are the same. What is there stays, so that
+            // at no time there is no complete checkpoint.
+            std::fs::remove_dir_all(&temp).map_err(|e| failed(&temp, e))?;
+            return Ok(done);
+        }
         if done.exists() {
-            // The same step again, after a resume: its bytes are the same, so the old one may go first.
             std::fs::remove_dir_all(&done).map_err(|e| failed(&done, e))?;
         }
         std::fs::rename(&temp, &done).map_err(|e| failed(&done, e))?;
@@ -203,6 +217,18 @@ mod tests {
         }
         let steps = |r: &RunDir| r.checkpoints().unwrap().into_iter().map(|(s, _)| s).collect::<Vec<_>>();
         assert_eq!(steps(&run), [2, 3]);
+        let again = run.save(&state(3), 2, |p| {
+            std::fs::write(p.join("x"), "z").unwrap();
+            Ok(())
+        });
+        assert_eq!(
+            std::fs::read(again.unwrap().join("x")).unwrap(),
+            b"y",
+            "an equal checkpoint stays as it is"
+        );
+        std::fs::create_dir(run.file("checkpoints/.step_00000009.tmp")).unwrap();
+        run.create().unwrap();
+        assert!(!run.file("checkpoints/.step_00000009.tmp").exists());
         let e = run.save(&state(4), 2, |_| Err(Error::data("disk full"))).unwrap_err();
         assert!(e.is_data());
         assert_eq!(steps(&run), [2, 3]);
