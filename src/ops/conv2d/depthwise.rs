@@ -7,6 +7,24 @@ use crate::cpu::{for_each_chunk, map_ordered};
 /// Channels that one pass over the taps keeps in registers.
 const LANES: usize = 32;
 
+/// `acc += x * w`, fused where the target has the instruction; elsewhere a fused multiply-add would be a library call.
+#[inline(always)]
+fn multiply_add(acc: &mut [f32], x: &[f32], w: &[f32]) {
+    for ((a, x), w) in acc.iter_mut().zip(x).zip(w) {
+        *a = if cfg!(target_feature = "fma") { x.mul_add(*w, *a) } else { *a + x * w };
+    }
+}
+
+/// `acc += x[c0..] * w[c0..]` over the lanes of `acc`. A full block has a length the compiler knows, so that the
+/// accumulators stay in registers over all taps.
+#[inline(always)]
+fn multiply_add_at(acc: &mut [f32; LANES], lanes: usize, x: &[f32], w: &[f32]) {
+    match (<&[f32; LANES]>::try_from(x), <&[f32; LANES]>::try_from(w)) {
+        (Ok(x), Ok(w)) => multiply_add(acc, x, w),
+        _ => multiply_add(&mut acc[..lanes], x, w),
+    }
+}
+
 /// `[c, kh, kw, 1]` to `[kh * kw, c]`.
 fn taps_first(g: &Geometry, w: &[f32]) -> Vec<f32> {
     let taps = g.kh * g.kw;
@@ -42,7 +60,7 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
                     for &(s, ix) in columns {
                         let xs = &x[((n * g.h + iy) * g.w + ix) * c + c0..][..out.len()];
                         let ws = &weight[(r * g.kw + s) * c + c0..][..out.len()];
-                        acc.iter_mut().zip(xs).zip(ws).for_each(|((a, x), w)| *a += x * w);
+                        multiply_add_at(&mut acc, out.len(), xs, ws);
                     }
                 }
                 out.copy_from_slice(&acc[..out.len()]);
@@ -78,7 +96,7 @@ pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]
                     for &(s, ox) in columns {
                         let gs = &gy[((n * g.ho + oy) * g.wo + ox) * c + c0..][..out.len()];
                         let ws = &weight[(r * g.kw + s) * c + c0..][..out.len()];
-                        acc.iter_mut().zip(gs).zip(ws).for_each(|((a, g), w)| *a += g * w);
+                        multiply_add_at(&mut acc, out.len(), gs, ws);
                     }
                 }
                 out.copy_from_slice(&acc[..out.len()]);
@@ -103,7 +121,7 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], gy: &[f32], dw: &mut [f32
                     for &(s, ix) in columns {
                         let xs = &x[((n * g.h + iy) * g.w + ix) * c..][..c];
                         let to = &mut acc[(r * g.kw + s) * c..][..c];
-                        to.iter_mut().zip(xs).zip(gs).for_each(|((a, x), g)| *a += x * g);
+                        multiply_add(to, xs, gs);
                     }
                 }
             }

@@ -29,26 +29,44 @@ pub(super) fn scratch(g: &Geometry) -> usize {
     panel_rows(g).min(g.n * g.ho * g.wo) * g.k()
 }
 
-/// Gathers output pixels `first..first + rows` of group `group` into `[rows, kh * kw * ci/groups]`.
-fn gather(g: &Geometry, x: &[f32], group: usize, first: usize, rows: usize, out: &mut [f32]) {
+/// The taps `s0..s1` of a kernel row that hit the image for output column `ox`. Without dilation they are neighbours in
+/// memory.
+fn tap_range(g: &Geometry, ox: usize) -> (usize, usize) {
+    let at = ox * g.stride[1];
+    let s0 = g.pad[1].saturating_sub(at).min(g.kw);
+    let s1 = (g.w + g.pad[1]).saturating_sub(at).min(g.kw);
+    (s0, s1.max(s0))
+}
+
+/// Calls `run(start in the gathered row, start in the image, length)` for every piece of memory that output pixel
+/// `(oy, ox)` of group `group` reads through its taps: a kernel row at a time where that is contiguous, else a tap.
+fn pieces(g: &Geometry, group: usize, oy: usize, ox: usize, mut run: impl FnMut(usize, usize, usize)) {
     let (cig, _) = g.per_group();
-    for (i, row) in out.chunks_exact_mut(g.k()).take(rows).enumerate() {
-        let p = first + i;
-        let (n, oy, ox) = (p / (g.ho * g.wo), p / g.wo % g.ho, p % g.wo);
-        let mut taps = row.chunks_exact_mut(cig);
-        for r in 0..g.kh {
-            let iy = g.input_index(0, oy, r);
+    let whole_rows = g.groups == 1 && g.dilation[1] == 1;
+    let (s0, s1) = tap_range(g, ox);
+    for r in 0..g.kh {
+        let Some(iy) = g.input_index(0, oy, r) else { continue };
+        if whole_rows && s0 < s1 {
+            let ix = ox * g.stride[1] + s0 - g.pad[1];
+            run((r * g.kw + s0) * cig, (iy * g.w + ix) * g.ci, (s1 - s0) * cig);
+        } else if !whole_rows {
             for s in 0..g.kw {
-                let to = taps.next().expect("a chunk per tap");
-                match (iy, g.input_index(1, ox, s)) {
-                    (Some(iy), Some(ix)) => {
-                        let at = ((n * g.h + iy) * g.w + ix) * g.ci + group * cig;
-                        to.copy_from_slice(&x[at..at + cig]);
-                    }
-                    _ => to.fill(0.0),
+                if let Some(ix) = g.input_index(1, ox, s) {
+                    run((r * g.kw + s) * cig, (iy * g.w + ix) * g.ci + group * cig, cig);
                 }
             }
         }
+    }
+}
+
+/// Gathers output pixels `first..first + rows` of group `group` into `[rows, kh * kw * ci/groups]`.
+fn gather(g: &Geometry, x: &[f32], group: usize, first: usize, rows: usize, out: &mut [f32]) {
+    for (i, row) in out.chunks_exact_mut(g.k()).take(rows).enumerate() {
+        let p = first + i;
+        let (n, oy, ox) = (p / (g.ho * g.wo), p / g.wo % g.ho, p % g.wo);
+        let image = &x[n * g.h * g.w * g.ci..(n + 1) * g.h * g.w * g.ci];
+        row.fill(0.0);
+        pieces(g, group, oy, ox, |to, from, len| row[to..to + len].copy_from_slice(&image[from..from + len]));
     }
 }
 
@@ -109,20 +127,11 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
 
 /// Adds a panel of output pixels `first..` of one image back to that image's `dx`: the transpose of `gather`.
 fn scatter(g: &Geometry, dx: &mut [f32], panel: &[f32], group: usize, first: usize) {
-    let (cig, _) = g.per_group();
     for (i, row) in panel.chunks_exact(g.k()).enumerate() {
         let (oy, ox) = ((first + i) / g.wo, (first + i) % g.wo);
-        let mut taps = row.chunks_exact(cig);
-        for r in 0..g.kh {
-            let iy = g.input_index(0, oy, r);
-            for s in 0..g.kw {
-                let from = taps.next().expect("a chunk per tap");
-                if let (Some(iy), Some(ix)) = (iy, g.input_index(1, ox, s)) {
-                    let at = (iy * g.w + ix) * g.ci + group * cig;
-                    dx[at..at + cig].iter_mut().zip(from).for_each(|(d, v)| *d += v);
-                }
-            }
-        }
+        pieces(g, group, oy, ox, |from, to, len| {
+            dx[to..to + len].iter_mut().zip(&row[from..from + len]).for_each(|(d, v)| *d += v);
+        });
     }
 }
 
