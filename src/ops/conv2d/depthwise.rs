@@ -7,21 +7,32 @@ use crate::cpu::{for_each_chunk, map_ordered};
 /// Channels that one pass over the taps keeps in registers.
 const LANES: usize = 32;
 
-/// `acc += x * w`, fused where the target has the instruction; elsewhere a fused multiply-add would be a library call.
+/// `a + x * w`, fused where the target has the instruction; elsewhere a fused multiply-add would be a library call.
 #[inline(always)]
-fn multiply_add(acc: &mut [f32], x: &[f32], w: &[f32]) {
-    for ((a, x), w) in acc.iter_mut().zip(x).zip(w) {
-        *a = if cfg!(target_feature = "fma") { x.mul_add(*w, *a) } else { *a + x * w };
-    }
+fn multiply_add(a: f32, x: f32, w: f32) -> f32 {
+    if cfg!(target_feature = "fma") { x.mul_add(w, a) } else { a + x * w }
 }
 
-/// `acc += x[c0..] * w[c0..]` over the lanes of `acc`. A full block has a length the compiler knows, so that the
-/// accumulators stay in registers over all taps.
+/// `out = out + sum over taps of x[ix..] * w[iw..]`, channel by channel, where `taps` gives the starts `(ix, iw)`.
+/// A block of exactly `LANES` channels has a length the compiler knows: its sums stay in registers over all taps.
 #[inline(always)]
-fn multiply_add_at(acc: &mut [f32; LANES], lanes: usize, x: &[f32], w: &[f32]) {
-    match (<&[f32; LANES]>::try_from(x), <&[f32; LANES]>::try_from(w)) {
-        (Ok(x), Ok(w)) => multiply_add(acc, x, w),
-        _ => multiply_add(&mut acc[..lanes], x, w),
+fn sum_taps(out: &mut [f32], x: &[f32], w: &[f32], taps: impl Iterator<Item = (usize, usize)>) {
+    if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+        let mut acc = *out;
+        for (ix, iw) in taps {
+            let (x, w) = (&x[ix..ix + LANES], &w[iw..iw + LANES]);
+            for ((a, x), w) in acc.iter_mut().zip(x).zip(w) {
+                *a = multiply_add(*a, *x, *w);
+            }
+        }
+        *out = acc;
+    } else {
+        for (ix, iw) in taps {
+            let n = out.len();
+            for ((o, x), w) in out.iter_mut().zip(&x[ix..ix + n]).zip(&w[iw..iw + n]) {
+                *o = multiply_add(*o, *x, *w);
+            }
+        }
     }
 }
 
@@ -52,18 +63,16 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
         for (out, columns) in row.chunks_exact_mut(c).zip(&columns) {
             for (block, out) in out.chunks_mut(LANES).enumerate() {
                 let c0 = block * LANES;
-                let mut acc = [0.0f32; LANES];
-                if let Some(b) = bias {
-                    acc[..out.len()].copy_from_slice(&b[c0..c0 + out.len()]);
+                match bias {
+                    Some(b) => out.copy_from_slice(&b[c0..c0 + out.len()]),
+                    None => out.fill(0.0),
                 }
-                for &(r, iy) in &rows {
-                    for &(s, ix) in columns {
-                        let xs = &x[((n * g.h + iy) * g.w + ix) * c + c0..][..out.len()];
-                        let ws = &weight[(r * g.kw + s) * c + c0..][..out.len()];
-                        multiply_add_at(&mut acc, out.len(), xs, ws);
-                    }
-                }
-                out.copy_from_slice(&acc[..out.len()]);
+                let taps = rows.iter().flat_map(|&(r, iy)| {
+                    columns
+                        .iter()
+                        .map(move |&(s, ix)| (((n * g.h + iy) * g.w + ix) * c + c0, (r * g.kw + s) * c + c0))
+                });
+                sum_taps(out, x, &weight, taps);
             }
         }
     });
@@ -91,15 +100,13 @@ pub(super) fn input_gradient(g: &Geometry, gy: &[f32], w: &[f32], dx: &mut [f32]
         for (out, columns) in row.chunks_exact_mut(c).zip(&columns) {
             for (block, out) in out.chunks_mut(LANES).enumerate() {
                 let c0 = block * LANES;
-                let mut acc = [0.0f32; LANES];
-                for &(r, oy) in &rows {
-                    for &(s, ox) in columns {
-                        let gs = &gy[((n * g.ho + oy) * g.wo + ox) * c + c0..][..out.len()];
-                        let ws = &weight[(r * g.kw + s) * c + c0..][..out.len()];
-                        multiply_add_at(&mut acc, out.len(), gs, ws);
-                    }
-                }
-                out.copy_from_slice(&acc[..out.len()]);
+                out.fill(0.0);
+                let taps = rows.iter().flat_map(|&(r, oy)| {
+                    columns.iter().map(move |&(s, ox)| {
+                        (((n * g.ho + oy) * g.wo + ox) * c + c0, (r * g.kw + s) * c + c0)
+                    })
+                });
+                sum_taps(out, gy, &weight, taps);
             }
         }
     });
@@ -121,7 +128,9 @@ pub(super) fn weight_gradient(g: &Geometry, x: &[f32], gy: &[f32], dw: &mut [f32
                     for &(s, ix) in columns {
                         let xs = &x[((n * g.h + iy) * g.w + ix) * c..][..c];
                         let to = &mut acc[(r * g.kw + s) * c..][..c];
-                        multiply_add(to, xs, gs);
+                        for ((t, x), g) in to.iter_mut().zip(xs).zip(gs) {
+                            *t = multiply_add(*t, *x, *g);
+                        }
                     }
                 }
             }
