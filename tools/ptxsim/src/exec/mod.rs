@@ -1,0 +1,24 @@
+//! The interpreter: lowering of the tree to decoded instructions, warps, blocks, launches.
+
+pub mod alloc;
+mod alu;
+mod asynch;
+pub mod barrier;
+#[cfg(test)]
+pub(crate) mod bench;
+mod build;
+pub mod builtin;
+pub mod control;
+pub mod cx;
+pub mod format;
+pub mod inst;
+pub mod lanes;
+pub mod launch;
+pub mod lower;
+mod place;
+pub mod program;
+mod schedule;
+pub mod special;
+mod tensor;
+pub mod warp;
+mod warp_ops;
