@@ -1,0 +1,5 @@
+//! The `ptxsim` command.
+
+fn main() -> std::process::ExitCode {
+    ptxsim::cli::main()
+}
