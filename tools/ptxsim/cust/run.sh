@@ -1,0 +1,23 @@
+#!/bin/sh
+# Builds the simulator's driver library, then the program beside this script against it, and runs the program. `cust` is
+# linked with -lcuda, so a libcuda.so must be there when it is built, and a libcuda.so when it is run.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../../.." && pwd)
+cd "$root"
+# The whole workspace: with the same features as its tests, so that nothing is built twice.
+cargo build --release --workspace
+library=${CARGO_TARGET_DIR:-$root/target}/release/libptxsim_driver.so
+
+cuda=$(mktemp -d)
+trap 'rm -rf "$cuda"' EXIT
+mkdir "$cuda/lib64"
+ln -s "$library" "$cuda/lib64/libcuda.so"
+ln -s "$library" "$cuda/lib64/libcuda.so.1"
+
+cd "$here"
+# The build script of cust's bindings looks for the library in $CUDA_LIBRARY_PATH/lib64.
+CUDA_LIBRARY_PATH="$cuda" cargo build --release --target-dir "${CARGO_TARGET_DIR:-$here/target}"
+LD_LIBRARY_PATH="$cuda/lib64" "${CARGO_TARGET_DIR:-$here/target}/release/ptxsim-cust" | tee "$cuda/out"
+grep -q ptxsim "$cuda/out" && grep -qx OK "$cuda/out"
