@@ -1,5 +1,5 @@
-//! The exported symbols. Each is in exactly one place: in a table of [`entries!`] with what it does, or in the list of
-//! [`unsupported!`], where it answers `CUDA_ERROR_NOT_SUPPORTED` and says its name once.
+//! The exported symbols. Each is in exactly one place: in a table of `entries!` with what it does, or in the list of
+//! `unsupported!`, where it answers `CUDA_ERROR_NOT_SUPPORTED` and says its name once.
 
 mod context;
 mod device;

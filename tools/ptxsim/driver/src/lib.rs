@@ -1,7 +1,7 @@
 //! ptxsim as a CUDA driver library: a program that is linked against or loads `libcuda` finds the simulator instead of a
 //! card. How to use it is in the README of `tools/ptxsim`.
 //!
-//! [`exports`] has the C symbols, [`ffi`] what crosses the boundary; everything behind is a module for each family of the
+//! [`exports`] has the C symbols, `ffi` what crosses the boundary; everything behind is a module for each family of the
 //! driver's interface. The functions of these modules bear the names of their symbols in their comments; the behaviour is
 //! the one that NVIDIA documents, so the comments say only what is particular here.
 
