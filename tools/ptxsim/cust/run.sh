@@ -6,8 +6,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
 cd "$root"
-# The whole workspace: with the same features as its tests, so that nothing is built twice.
-cargo build --release --workspace
+cargo build --release -p ptxsim-driver
 library=${CARGO_TARGET_DIR:-$root/target}/release/libptxsim_driver.so
 
 cuda=$(mktemp -d)
