@@ -153,5 +153,6 @@ pub fn assert_near(what: &str, got: &[f32], wanted: impl Iterator<Item = (f64, f
         assert!(error <= tolerance, "{what}: element {i} is {}, not {wanted} (+- {tolerance:.2e})", got[i]);
         count += 1;
     }
+    assert!(count > 0, "{what}: nothing was compared");
     assert_eq!(count, got.len(), "{what}");
 }
