@@ -4,8 +4,6 @@ pub mod alloc;
 mod alu;
 mod asynch;
 pub mod barrier;
-#[cfg(test)]
-pub(crate) mod bench;
 mod build;
 pub mod builtin;
 pub mod control;
@@ -20,5 +18,7 @@ pub mod program;
 mod schedule;
 pub mod special;
 mod tensor;
+#[cfg(test)]
+pub(crate) mod test_bench;
 pub mod warp;
 mod warp_ops;

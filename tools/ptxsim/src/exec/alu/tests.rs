@@ -10,8 +10,8 @@ mod integer;
 mod moves;
 mod video;
 
-use crate::exec::bench::Bench;
 use crate::exec::lanes::{FULL, LANES};
+use crate::exec::test_bench::Bench;
 
 /// Values in the order of the same seed.
 pub(super) struct Random(u64);

@@ -26,8 +26,8 @@ fn movmatrix(cx: &mut Cx<'_>, i: &Inst, mask: u32) -> Flow {
 #[cfg(test)]
 mod tests {
     use crate::check::Kind;
-    use crate::exec::bench::Bench;
     use crate::exec::inst::Class;
+    use crate::exec::test_bench::Bench;
 
     #[test]
     fn transposes() -> Result<(), String> {

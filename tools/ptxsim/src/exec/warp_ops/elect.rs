@@ -36,7 +36,7 @@ fn elect(cx: &mut Cx<'_>, i: &Inst, mask: u32) -> Flow {
 #[cfg(test)]
 mod tests {
     use crate::check::Kind;
-    use crate::exec::bench::Bench;
+    use crate::exec::test_bench::Bench;
 
     #[test]
     fn the_lowest_member_leads() -> Result<(), String> {

@@ -1,8 +1,8 @@
 use crate::check::Kind;
-use crate::exec::bench::Bench;
 use crate::exec::inst::Flow;
 use crate::exec::launch::{LaunchConfig, Report, launch};
 use crate::exec::program::{LOCAL_WINDOW, Program, SHARED_BASE, SHARED_WINDOW};
+use crate::exec::test_bench::Bench;
 use crate::mem::GlobalMemory;
 use crate::mem::access::Memory;
 use crate::mem::stats::Traffic;

@@ -1,7 +1,7 @@
 //! Logic, shifts and bit fields against loops over single bits, as the manual has them.
 
 use super::{Random, number, refused, verify};
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 
 fn one(r: &mut Random) -> [u64; 1] {
     [r.integer()]

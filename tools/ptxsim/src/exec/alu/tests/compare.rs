@@ -2,7 +2,7 @@
 
 use super::{Random, number, refused, verify};
 use crate::exec::alu::half_bits::{Bf16, Bits, F16};
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 use std::cmp::Ordering;
 
 const OPERATORS: [&str; 18] = [

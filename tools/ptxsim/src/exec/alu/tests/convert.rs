@@ -2,7 +2,7 @@
 
 use super::float::{MODES, to};
 use super::{Random, number, refused, verify};
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 use rustc_apfloat::ieee::{BFloat, Double, Half, Single};
 use rustc_apfloat::{Float, FloatConvert, Round};
 

@@ -1,7 +1,7 @@
 //! Integer arithmetic against 128-bit integers.
 
 use super::{Random, number, refused, verify};
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 
 const TYPES: [(&str, u32, bool); 6] = [
     ("u16", 16, false),

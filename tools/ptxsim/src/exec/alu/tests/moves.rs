@@ -1,7 +1,7 @@
 //! Moves, vectors, clocks.
 
 use super::{refused, verify};
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 
 fn lanes(seed: u64) -> [u64; 32] {
     std::array::from_fn(|l| (l as u64 + seed).wrapping_mul(0x9e37_79b9_7f4a_7c15))

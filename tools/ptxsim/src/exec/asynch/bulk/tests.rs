@@ -1,8 +1,8 @@
 use super::pieces;
 use crate::check::Kind;
-use crate::exec::bench::Bench;
 use crate::exec::inst::{Class, Flow};
 use crate::exec::program::SHARED_BASE;
+use crate::exec::test_bench::Bench;
 use half::{bf16, f16};
 
 const ALL: u32 = u32::MAX;

@@ -1,7 +1,7 @@
 use crate::check::Kind;
-use crate::exec::bench::Bench;
 use crate::exec::inst::{Class, Flow};
 use crate::exec::program::SHARED_BASE;
+use crate::exec::test_bench::Bench;
 use proptest::prelude::*;
 
 /// Bytes of the source: different ones, and none of them 0.

@@ -1,8 +1,8 @@
 use crate::check::Kind;
 use crate::exec::asynch::phase::Phase;
-use crate::exec::bench::Bench;
 use crate::exec::inst::Flow;
 use crate::exec::program::SHARED_BASE;
+use crate::exec::test_bench::Bench;
 
 const ALL: u32 = u32::MAX;
 

@@ -1,8 +1,8 @@
 //! Every `mma` against the manual's formulas for the row and column of each element.
 
 use crate::check::Kind;
-use crate::exec::bench::Bench;
 use crate::exec::inst::Class;
+use crate::exec::test_bench::Bench;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRng};

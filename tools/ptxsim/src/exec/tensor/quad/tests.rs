@@ -1,4 +1,4 @@
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 use half::f16;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRng};

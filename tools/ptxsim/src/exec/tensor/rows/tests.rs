@@ -1,7 +1,7 @@
 use crate::check::Kind;
-use crate::exec::bench::Bench;
 use crate::exec::inst::{Class, Flow};
 use crate::exec::program::{SHARED_BASE, SHARED_WINDOW};
+use crate::exec::test_bench::Bench;
 use proptest::prelude::*;
 
 /// The manual's layout: row and column of the two elements that a lane holds of each matrix.

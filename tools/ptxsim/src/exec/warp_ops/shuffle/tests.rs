@@ -1,5 +1,5 @@
 use crate::check::Kind;
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 use proptest::prelude::*;
 
 /// The manual's text, one thread at a time, with its five-bit fields. `None` where the source lane has no value.

@@ -1,5 +1,5 @@
 use crate::check::Kind;
-use crate::exec::bench::Bench;
+use crate::exec::test_bench::Bench;
 use proptest::prelude::*;
 
 fn lanes(mask: u32) -> impl Iterator<Item = usize> {
