@@ -11,8 +11,8 @@ use ptxsim::mem::touched::Use;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Device addresses, whether or not something is there. Host addresses are never in this range, so one that is cannot be
-/// touched as host memory.
+/// Device addresses, whether or not something is there. The system hardly ever gives a program memory in this range (it does
+/// where the stack may grow without limit), so one that is in it and not known is touched as host memory only if it is mapped.
 const DEVICE_SPACE: Range<u64> = 0x0A00_0000_0000..0x5000_0000_0000;
 /// `CU_MEMORYTYPE_…`
 const HOST: u32 = 1;
@@ -73,9 +73,30 @@ fn place(driver: &Driver, address: u64, extent: u64, expect: Expect) -> Result<(
             }
             Ok((address, Side::Known))
         }
-        None if expect == Expect::Device || DEVICE_SPACE.contains(&address) => Err(Error::INVALID_VALUE),
+        None if expect == Expect::Device => Err(Error::INVALID_VALUE),
+        None if DEVICE_SPACE.contains(&address) && !is_mapped(address, extent) => Err(Error::INVALID_VALUE),
         None => Ok((address, Side::Pageable)),
     }
+}
+
+/// Whether the program has memory at all of these addresses.
+fn is_mapped(address: u64, bytes: u64) -> bool {
+    std::fs::read_to_string("/proc/self/maps").is_ok_and(|maps| covers(&maps, address, bytes))
+}
+
+/// Whether the lines of `/proc/self/maps`, which are sorted, hold all of these addresses.
+fn covers(maps: &str, address: u64, bytes: u64) -> bool {
+    let (mut next, end) = (address, address.saturating_add(bytes.max(1)));
+    for line in maps.lines() {
+        let Some((from, to)) = line.split(' ').next().and_then(|range| range.split_once('-')) else {
+            continue;
+        };
+        let hex = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+        if hex(from) <= next && next < hex(to) {
+            next = hex(to);
+        }
+    }
+    next >= end
 }
 
 impl Copy {
@@ -475,4 +496,28 @@ pub fn fill_2d_async(
     let stream = stream::resolve(stream)?;
     let fill = Fill::new(address, pitch as u64, element, value, width as u64, height as u64)?;
     op::enqueue(&stream, Op::Fill(fill)).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mapped() {
+        let maps =
+            "1000-2000 rw-p 0 00:00 0\n2000-3000 r--p 0 00:00 0 /lib/x y\n5000-6000 rw-p 0 00:00 0 [heap]\n";
+        for (address, bytes, mapped) in [
+            (0x1000, 0x2000, true),
+            (0x1ff0, 0x20, true),
+            (0x1000, 0x2001, false),
+            (0x2fff, 0, true),
+            (0x3000, 0, false),
+            (0x4fff, 2, false),
+            (0x5000, u64::MAX, false),
+        ] {
+            assert_eq!(covers(maps, address, bytes), mapped, "{address:#x} {bytes:#x}");
+        }
+        let here = [0u8; 64];
+        assert!(is_mapped(here.as_ptr() as u64, 64) && !is_mapped(16, 1));
+    }
 }

@@ -65,14 +65,18 @@ pub struct AtomicTraffic {
 }
 
 /// Copies that go on beside the program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct AsyncTraffic {
     /// Warp instructions.
     pub requests: u64,
     /// Bytes copied.
     pub bytes: u64,
+    /// Of these, each byte counted once a request.
+    pub distinct_bytes: u64,
     /// Sectors of global memory.
     pub sectors: u64,
+    /// Distinct bytes, of the bytes of the sectors: 1 where nothing moves in vain.
+    pub efficiency: Option<f64>,
     /// Passes through the banks of shared memory.
     pub wavefronts: u64,
     /// The same without bank conflicts.
@@ -147,7 +151,9 @@ impl AsyncTraffic {
     fn add(&mut self, t: &Traffic) {
         self.requests += t.requests;
         self.bytes += t.bytes;
+        self.distinct_bytes += t.unique_bytes;
         self.sectors += t.sectors;
+        self.efficiency = ratio(self.distinct_bytes, self.sectors * 32);
         self.wavefronts += t.wavefronts;
         self.ideal_wavefronts += t.ideal_wavefronts;
     }
@@ -176,11 +182,16 @@ impl Memory {
             _ if shared => self.shared_atomic.add(t),
             _ => self.global_atomic.add(t),
         }
-        let wide = matches!(class, Class::LoadGlobal | Class::StoreGlobal | Class::AsyncCopy);
-        if wide && t.sectors != 0 && t.lanes != 0 {
-            *self.global_widths.entry(t.bytes / t.lanes).or_default() += t.requests;
+        if let Some(width) = global_width(class, t) {
+            *self.global_widths.entry(width).or_default() += t.requests;
         }
     }
+}
+
+/// Bytes of a lane, if it is an access to global memory (a load, a store or an asynchronous copy).
+pub(super) fn global_width(class: Class, t: &Traffic) -> Option<u64> {
+    let wide = matches!(class, Class::LoadGlobal | Class::StoreGlobal | Class::AsyncCopy);
+    (wide && t.sectors != 0 && t.lanes != 0).then(|| t.bytes / t.lanes)
 }
 
 #[cfg(test)]
@@ -208,6 +219,16 @@ mod tests {
         assert_eq!(m.shared_load.conflict_factor, Some(3.0));
         assert_eq!(m.global_load, GlobalTraffic::default());
         assert!(m.global_widths.is_empty());
+    }
+
+    #[test]
+    fn copies_that_skip_every_other_sector_half_are_half_as_efficient() {
+        let mut m = Memory::default();
+        let t = Traffic { sectors: 16, wavefronts: 2, ideal_wavefronts: 2, ..traffic() };
+        m.add(Class::AsyncCopy, "cp.async.cg.shared.global", &t);
+        assert_eq!((m.async_copy.efficiency, m.async_copy.distinct_bytes), (Some(0.5), 256));
+        assert_eq!(global_width(Class::AsyncCopy, &t), Some(4));
+        assert_eq!(global_width(Class::LoadShared, &t), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod tally;
 mod text;
 
 pub use flops::Flops;
-pub use lines::Line;
+pub use lines::{Chain, Line};
 pub use memory::{AsyncTraffic, AtomicTraffic, GlobalTraffic, Memory, PlainTraffic, SharedTraffic};
 pub use tally::Tally;
 pub use text::{details, table};
@@ -123,6 +123,8 @@ pub struct Counters {
     pub occupancy: Option<Occupancy>,
     /// By source line, in order; by PTX line where the PTX has no source lines.
     pub lines: Vec<Line>,
+    /// By the source files that inlined code came through, in order.
+    pub chains: Vec<Chain>,
 }
 
 impl Counters {
@@ -174,6 +176,7 @@ impl Counters {
             };
         }
         c.lines = lines::collect(kernel, tally);
+        c.chains = lines::chains(kernel, tally);
         c
     }
 

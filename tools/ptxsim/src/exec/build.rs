@@ -109,6 +109,7 @@ pub(super) fn build(linked: &Linked, kernel: usize) -> Result<Kernel, LoadError>
         minnctapersm: f.minnctapersm,
         cluster: f.cluster,
         files: linked.module.files.clone(),
+        inlining: linked.module.inlining.clone(),
         code: Code {
             insts,
             origins,

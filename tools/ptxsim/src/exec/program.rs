@@ -215,6 +215,7 @@ pub struct Kernel {
     pub(super) minnctapersm: Option<u32>,
     pub(super) cluster: Option<[u32; 3]>,
     pub(super) files: Vec<(u32, String)>,
+    pub(super) inlining: Vec<ast::Inlining>,
 }
 
 impl Kernel {
@@ -271,6 +272,12 @@ impl Kernel {
     /// The decoded instructions.
     pub fn code(&self) -> &Code {
         &self.code
+    }
+
+    /// The places that the code at a line of the PTX text was inlined at, from the nearest call outwards.
+    pub fn callers(&self, ptx_line: u32) -> &[Loc] {
+        let after = self.inlining.partition_point(|i| i.ptx_line <= ptx_line);
+        after.checked_sub(1).map_or(&[], |i| &self.inlining[i].callers)
     }
 
     /// Path of a `.file` entry.

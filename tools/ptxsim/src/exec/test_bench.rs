@@ -122,6 +122,7 @@ impl Bench {
             minnctapersm: None,
             cluster: None,
             files: Vec::new(),
+            inlining: Vec::new(),
         };
         // Leaked: what a test needs is small, and nothing else would own it as long as the state that borrows it.
         let kernel: &'static Kernel = Box::leak(Box::new(kernel));

@@ -256,6 +256,15 @@ pub struct Function {
     pub ptx_line: u32,
 }
 
+/// Code that a compiler inlined, from this line of the PTX text to the next such entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inlining {
+    /// Line of the `.loc` in the PTX text.
+    pub ptx_line: u32,
+    /// The places it was inlined at, from the nearest call outwards; empty for code that stands where it was written.
+    pub callers: Vec<Loc>,
+}
+
 /// A whole translation unit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Module {
@@ -267,6 +276,8 @@ pub struct Module {
     pub address_size: u32,
     /// `.file` table: index and path.
     pub files: Vec<(u32, String)>,
+    /// What `inlined_at` of the `.loc` lines says, in the order of the text; an entry where it changes.
+    pub inlining: Vec<Inlining>,
     /// Module-scope variables.
     pub vars: Vec<Variable>,
     /// Kernels and functions, in order. A declaration whose definition is here too is left out.

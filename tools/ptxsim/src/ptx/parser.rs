@@ -1,10 +1,13 @@
 //! Modules: directives at the outermost level, and the heads of kernels and functions.
 
-use super::ast::{Function, Module, Variable};
+use super::ast::{Function, Inlining, Loc, Module, Variable};
 use super::error::ParseError;
 use super::lexer::{Lexer, Tok, Token};
 use super::scope::{Names, Scopes};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+
+/// Calls inside one another that are followed.
+const MAX_INLINED: usize = 31;
 
 /// Parses a module. One pass; the time is that of reading the text, and what the tree takes is in proportion to it.
 pub fn parse(text: &str) -> Result<Module, ParseError> {
@@ -29,6 +32,8 @@ pub(super) struct Parser<'a> {
     pub padding: u64,
     /// Names of functions with a body, and of variables that are more than `.extern`.
     defined: HashSet<String>,
+    /// Where the code of a place (file, line, column) was last inlined at.
+    callers: HashMap<[u32; 3], Vec<Loc>>,
 }
 
 /// `.extern`, `.visible` and the like before a declaration.
@@ -51,6 +56,7 @@ impl<'a> Parser<'a> {
             globals: Names::default(),
             padding: 0,
             defined: HashSet::new(),
+            callers: HashMap::new(),
         })
     }
 
@@ -211,16 +217,19 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `.loc file line column, function_name label+offset, inlined_at file line column`: answers file and line.
+    /// `.loc file line column, function_name label+offset, inlined_at file line column`: answers file and line. Where the
+    /// code was inlined at goes into the module's list; the place of that call was itself told by a `.loc` before.
     pub(super) fn loc(&mut self) -> Result<(u32, u32), ParseError> {
+        let ptx_line = self.tok.line;
         self.advance()?;
-        let place = |parser: &mut Self| -> Result<(u32, u32), ParseError> {
+        let place = |parser: &mut Self| -> Result<[u32; 3], ParseError> {
             let file = parser.number("the index of a file")?;
             let line = parser.number("a line")?;
-            parser.number("a column")?;
-            Ok((file, line))
+            let column = parser.number("a column")?;
+            Ok([file, line, column])
         };
         let here = place(self)?;
+        let mut callers = Vec::new();
         while self.eat(",")? {
             match self.tok.tok {
                 Tok::Ident("function_name") => {
@@ -232,12 +241,22 @@ impl<'a> Parser<'a> {
                 }
                 Tok::Ident("inlined_at") => {
                     self.advance()?;
-                    place(self)?;
+                    let call = place(self)?;
+                    callers = vec![Loc { file: call[0], line: call[1] }];
+                    callers.extend(self.callers.get(&call).into_iter().flatten().take(MAX_INLINED));
                 }
                 _ => return Err(self.error("`function_name` or `inlined_at`")),
             }
         }
-        Ok(here)
+        // Line 0 is the compiler's "no line of the source": the place before it goes on.
+        if here[1] != 0 {
+            let known = self.module.inlining.last().map_or(&[][..], |i| &i.callers);
+            if known != callers {
+                self.module.inlining.push(Inlining { ptx_line, callers: callers.clone() });
+            }
+            self.callers.insert(here, callers);
+        }
+        Ok((here[0], here[1]))
     }
 
     /// `.pragma "a", "b";`

@@ -181,6 +181,60 @@ fn lines() {
     assert!(hottest[0].starts_with("a.cu:11 ") && hottest[0].contains("18"), "{text}");
 }
 
+/// A load and a store that were inlined: `tile.cuh:5` into `a.cu:20`, and `ptx.cuh:7` into `tile.cuh:6`, that one into
+/// `a.cu:21`.
+const INLINED: &str = "
+    .loc 1 20 3
+    mov.u32 %r11, box;
+    shl.b32 %r12, %r2, 7;
+    add.u32 %r11, %r11, %r12;
+    .loc 2 5 9, function_name $L_names, inlined_at 1 20 3
+    st.shared.u32 [%r11], %r2;
+    bar.sync 0;
+    .loc 1 21 3
+    mov.u32 %r10, 0;
+    .loc 2 6 9, function_name $L_names, inlined_at 1 21 3
+    shr.u32 %r11, %r11, 5;
+    .loc 3 7 1, function_name $L_names+4, inlined_at 2 6 9
+    .loc 3 0 1
+    mov.u32 %r11, box;
+    ld.shared.u32 %r10, [%r11];
+    .loc 1 22 3
+    give %r10;
+    ret;
+    }
+    .file 1 \"a.cu\"
+    .file 2 \"tile.cuh\"
+    .file 3 \"ptx.cuh\"
+    .visible .entry unused()
+    {";
+
+#[test]
+fn inlined_code_tells_the_files_it_came_through() {
+    let report = counted(".shared .align 4 .b8 box[4096];", INLINED, &shape(1, 32));
+    let chains: Vec<_> = report
+        .counters
+        .chains
+        .iter()
+        .map(|c| (c.files.join(" in "), c.warp_instructions, c.wavefronts, c.ideal_wavefronts, c.sectors))
+        .collect();
+    // The store of a column has 32 passes for one; the load of one word has none in vain.
+    assert_eq!(
+        chains,
+        [
+            ("a.cu".to_string(), 6, 0, 0, 4),
+            ("ptx.cuh in tile.cuh in a.cu".to_string(), 2, 1, 1, 0),
+            ("tile.cuh in a.cu".to_string(), 3, 32, 1, 0),
+        ]
+    );
+    // By line, an instruction counts only where it was written.
+    let line = |file: &str, line| {
+        report.counters.lines.iter().find(|l| l.file == file && l.line == line).expect("was executed")
+    };
+    assert_eq!((line("tile.cuh", 5).wavefronts, line("ptx.cuh", 7).wavefronts), (32, 1));
+    assert_eq!((line("a.cu", 22).narrowest_global, line("tile.cuh", 5).narrowest_global), (Some(4), None));
+}
+
 #[test]
 fn occupancy_by_estimate_and_by_ptxas() {
     let mut report =

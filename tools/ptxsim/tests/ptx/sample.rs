@@ -90,6 +90,8 @@ fn lines_of_the_source() {
     let of = |text: &str| -> &Inst { kernel.iter().find(|inst| inst.to_string().starts_with(text)).unwrap() };
     assert_eq!(of("mov.u64 %SPL").loc, Loc { file: 1, line: 5 });
     assert_eq!(of("mov.f32 %f1").loc, Loc { file: 1, line: 7 });
+    // It was inlined at line 9; the prologue before it was not.
+    assert_eq!(module.inlining[0].callers, [Loc { file: 1, line: 9 }]);
     // `.loc 1 0 5` says nothing.
     assert_eq!(of("add.f32").loc, Loc { file: 1, line: 7 });
     assert_eq!(

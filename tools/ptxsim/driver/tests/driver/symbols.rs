@@ -65,23 +65,43 @@ fn it_says_so_once() {
     assert_eq!(text.lines().filter(|l| l.contains("cuArrayCreate_v2 is not supported")).count(), 1, "{text}");
 }
 
+/// Any of the driver's functions, for arguments that are all zero.
+type Zeros = unsafe extern "C" fn(
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+    usize,
+) -> u32;
+
 #[test]
 fn no_pointer_makes_it_panic() {
     start();
-    // With arguments that are all zero, every function answers with an error or with success.
-    let result: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize, usize, usize) -> u32 =
-        extension("cuLaunchKernel");
+    // With arguments that are all zero, every function answers with an error or with success. More are given than any takes:
+    // one that was not given would be whatever the stack holds.
+    let result: Zeros = extension("cuLaunchKernel");
     // SAFETY: null pointers and handles, which the driver must refuse.
-    let refused = unsafe { result(0, 0, 0, 0, 0, 0, 0, 0) };
+    let refused = unsafe { result(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) };
     // No context is current on this thread.
     assert_eq!(refused, CUresult::CUDA_ERROR_INVALID_CONTEXT as u32);
     for (name, _) in ptxsim_driver::exports::implemented() {
         if name.contains("Primary") || name.contains("Capture") {
             continue; // these change what other tests see
         }
-        let f: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> u32 = extension(name);
+        let f: Zeros = extension(name);
         // SAFETY: null pointers and handles, which the driver must refuse.
-        let code = unsafe { f(0, 0, 0, 0, 0, 0) };
+        let code = unsafe { f(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0) };
         assert_ne!(code, CUresult::CUDA_ERROR_UNKNOWN as u32, "{name}");
     }
 }
