@@ -42,6 +42,7 @@
 //! |---|---|
 //! | [`error`], [`base`] | the error type; shapes, element types, the counter-based random generator |
 //! | [`cpu`] | loops over threads with fixed results, matrix products; slices in, slices out |
+//! | [`gpu`] | CUDA devices, streams, memory, kernels compiled at run time |
 //! | [`tensor`] | shape and storage, images as NHWC; planning tensors without data; safetensors |
 //! | [`ops`] | one file per operation: formula, forward, gradient, f64 reference, cases |
 //! | [`tape`] | records operations, runs them backward, frees early |
@@ -78,6 +79,7 @@ pub mod data;
 pub mod diffusion;
 pub mod distill;
 pub mod error;
+pub mod gpu;
 pub mod models;
 pub mod nn;
 pub mod ops;

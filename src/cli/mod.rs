@@ -17,6 +17,7 @@ macro_rules! eprintln {
     }};
 }
 
+mod bench;
 mod check;
 mod features;
 mod info;
@@ -24,8 +25,11 @@ mod models;
 mod plan;
 mod progress;
 mod train;
+mod warm;
 
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::kernel_variants;
 use crate::recipe::{self, Recipe};
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
@@ -48,8 +52,12 @@ enum Command {
     Models(models::Models),
     /// Run every operation against its f64 reference on this machine.
     Check(check::Check),
+    /// Time the operations on this machine; report and merge such measurements.
+    Bench(bench::Bench),
     /// Say what this machine offers: processor, threads, memory, devices.
     Info(info::Info),
+    /// Compile all kernels now, so that no run waits for the compiler.
+    Warm(warm::Warm),
 }
 
 /// Where a command gets its recipe from, and where it computes.
@@ -79,19 +87,46 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Checks the choice. dtk computes on the CPU so far.
-    fn check(&self) -> Result<()> {
-        let cuda = self.device.strip_prefix("cuda");
-        match (self.device.as_str(), cuda) {
-            ("auto" | "cpu", _) => Ok(()),
-            (_, Some(n)) if n.is_empty() || n.strip_prefix(':').is_some_and(|n| n.parse::<u32>().is_ok()) => {
-                Err(Error::device("this version of dtk has no CUDA device layer yet")
-                    .with_remedy("use --device cpu, or leave --device out"))
-            }
-            _ => Err(Error::usage(format!("unknown device `{}`", self.device))
+    /// The number of the CUDA device that was asked for; `None` for the CPU, which `auto` still means.
+    fn cuda(&self) -> Result<Option<usize>> {
+        let unknown = || {
+            Error::usage(format!("unknown device `{}`", self.device))
                 .with_key("--device")
-                .with_remedy("choose auto, cpu or cuda[:N]")),
+                .with_remedy("choose auto, cpu or cuda[:N]")
+        };
+        match self.device.as_str() {
+            "auto" | "cpu" => Ok(None),
+            "cuda" => Ok(Some(0)),
+            other => {
+                let number = other.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                number.map(Some).ok_or_else(unknown)
+            }
         }
+    }
+
+    /// Opens a device that was asked for.
+    fn open(ordinal: usize) -> Result<Gpu> {
+        Gpu::open(ordinal).map_err(|e| match e.remedy() {
+            Some(_) => e,
+            None => e.with_remedy("use --device cpu, or leave --device out"),
+        })
+    }
+
+    /// Checks the choice for a command that computes on the CPU only. A device that was asked for is opened all the same, so
+    /// that what is wrong with it is said first.
+    fn check(&self) -> Result<()> {
+        let Some(ordinal) = self.cuda()? else { return Ok(()) };
+        let gpu = Self::open(ordinal)?;
+        let variants = kernel_variants();
+        let mut ops: Vec<&str> = variants.iter().map(|v| v.source.trim_end_matches(".cu")).collect();
+        ops.dedup();
+        let have = if ops.is_empty() {
+            "no operation has a CUDA kernel".to_string()
+        } else {
+            format!("only these operations have CUDA kernels: {}", ops.join(", "))
+        };
+        Err(Error::device(format!("this command does not run on {gpu:?} yet: {have}"))
+            .with_remedy("use --device cpu, or leave --device out"))
     }
 }
 
@@ -116,7 +151,9 @@ pub fn main() -> ExitCode {
         Command::Features(c) => c.run(),
         Command::Models(c) => c.run(),
         Command::Check(c) => c.run(),
+        Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Warm(c) => c.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -167,9 +204,11 @@ mod tests {
 
     #[test]
     fn devices() {
-        let check = |d: &str| DeviceArgs { device: d.into() }.check();
-        assert!(check("auto").is_ok() && check("cpu").is_ok());
-        assert!(check("cuda").unwrap_err().is_device() && check("cuda:1").unwrap_err().is_device());
-        assert!(check("cuda:x").unwrap_err().is_usage() && check("tpu").unwrap_err().is_usage());
+        let cuda = |d: &str| DeviceArgs { device: d.into() }.cuda();
+        assert_eq!((cuda("auto").unwrap(), cuda("cpu").unwrap()), (None, None));
+        assert_eq!((cuda("cuda").unwrap(), cuda("cuda:1").unwrap()), (Some(0), Some(1)));
+        for wrong in ["cuda:x", "cuda:", "cuda1", "tpu", ""] {
+            assert!(cuda(wrong).unwrap_err().is_usage(), "{wrong}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use super::{LossConfig, Student, Teacher, feature_loss};
 use crate::base::{DType, Philox};
 use crate::error::Result;
 use crate::nn::{Ctx, ParamStore};
+use crate::ops::conv2d::Geometry;
 use crate::tape::Step;
 use crate::tensor::{Ledger, Tensor};
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub struct Part {
     pub peak_bytes: usize,
     /// Operations by kind: how many, and their FLOPs.
     pub ops: BTreeMap<&'static str, (usize, u64)>,
+    /// The distinct convolutions (linear layers are some of 1x1) and how often each is computed.
+    pub convolutions: BTreeMap<Geometry, usize>,
 }
 
 impl Part {
@@ -41,7 +44,9 @@ impl Part {
 
     fn new(store: &ParamStore, steps: &[Step], ledger: &Ledger) -> Self {
         let mut ops: BTreeMap<&'static str, (usize, u64)> = BTreeMap::new();
+        let mut convolutions: BTreeMap<Geometry, usize> = BTreeMap::new();
         for s in steps {
+            s.convolution.iter().for_each(|c| *convolutions.entry(*c).or_default() += 1);
             let entry = ops.entry(s.op).or_default();
             *entry = (entry.0 + 1, entry.1 + s.flops);
         }
@@ -52,6 +57,7 @@ impl Part {
             flops: steps.iter().map(|s| s.flops).sum(),
             peak_bytes: ledger.peak_bytes(),
             ops,
+            convolutions,
         }
     }
 }

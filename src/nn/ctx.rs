@@ -4,7 +4,7 @@ use super::params::{ParamId, ParamStore, Role};
 use super::recompute::Recompute;
 use crate::base::Philox;
 use crate::error::Result;
-use crate::ops::Op;
+use crate::ops::{Offload, Op};
 use crate::tape::{Grads, Step, Tape, Var};
 use crate::tensor::{Device, Ledger, Tensor};
 use std::collections::BTreeMap;
@@ -54,6 +54,12 @@ impl<'a> Ctx<'a> {
     /// Lists the executed operations.
     pub fn trace(mut self) -> Self {
         self.tape = self.tape.trace();
+        self
+    }
+
+    /// Runs the ops that have a kernel on a device, as [`Tape::offload`].
+    pub fn offload(mut self, offload: Offload) -> Self {
+        self.tape = self.tape.offload(offload);
         self
     }
 
@@ -170,6 +176,7 @@ impl<'a> Ctx<'a> {
             rng: self.rng,
             draws,
             ledger: self.ledger.clone(),
+            offload: self.tape.offloading().cloned(),
         }
     }
 
@@ -219,11 +226,16 @@ pub(super) struct ForkState<'a> {
     rng: Philox,
     draws: u64,
     ledger: Option<Arc<Ledger>>,
+    offload: Option<Offload>,
 }
 
 impl<'a> ForkState<'a> {
     /// A context that starts where the state was taken.
     pub(super) fn resume(&self, tape: Tape<'a>) -> Ctx<'a> {
+        let tape = match &self.offload {
+            Some(offload) => tape.offload(offload.clone()),
+            None => tape,
+        };
         Ctx {
             rng: self.rng,
             draws: self.draws,

@@ -1,7 +1,7 @@
 //! Cases: the inputs an op is tested, checked and benchmarked on.
 
 use super::Op;
-use crate::base::{Philox, Shape};
+use crate::base::{DType, Philox, Shape};
 use crate::tensor::Tensor;
 
 /// One set of parameters and inputs of an op. Tests compare forward with the f64 reference and the gradient with
@@ -93,6 +93,11 @@ impl Input {
     /// Class labels.
     pub fn labels(name: &'static str, shape: impl Into<Shape>, classes: u32, ignore_every: u32) -> Self {
         Input { name, shape: shape.into(), fill: Fill::Labels { classes, ignore_every }, grad: false }
+    }
+
+    /// The element type: f32, or i64 for labels.
+    pub fn dtype(&self) -> DType {
+        if matches!(self.fill, Fill::Labels { .. }) { DType::I64 } else { DType::F32 }
     }
 
     fn make(&self, rng: Philox) -> Tensor {

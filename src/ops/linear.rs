@@ -7,11 +7,16 @@
 //! db = column sums of gy
 //! ```
 
-use super::conv2d::{product_weight_gradient, product_with_bias};
+use super::conv2d::{Geometry, bias_gradient, product_weight_gradient, product_with_bias};
+use super::implicit_gemm::gather::{Finish, Gather, Segment};
+use super::implicit_gemm::params::Axis;
+use super::implicit_gemm::pixels::Pixels;
+use super::implicit_gemm::{Family, Pass, operand_dtype};
 use super::{Backward, Case, Forward, Input, Op};
 use crate::base::Shape;
 use crate::cpu::{MatMut, MatRef, column_sums, gemm};
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 
 /// Inputs: `x [.., in]`, `w [out, in]`, optionally `b [out]`. Result: `[.., out]`.
@@ -37,6 +42,40 @@ fn sizes(inputs: &[Shape]) -> Result<(usize, usize, usize)> {
         return Err(Error::shape("linear", format!("bias must be [{out}]")));
     }
     Ok((x.rows(), features, out))
+}
+
+/// Rows are images of one pixel: `result = a * w^T` (or `a * w` for the input gradient) on a device.
+fn product(gpu: &Gpu, pass: Pass, a: &Tensor, w: &Tensor, m: usize, bias: Option<&Tensor>) -> Result<Tensor> {
+    let dtype = operand_dtype("linear", &[a, w])?;
+    let (out, features) = w.shape().matrix("linear")?;
+    let (channels, columns) = if pass == Pass::Fwd { (features, out) } else { (out, features) };
+    let axis =
+        Axis { size: 1, kernel: 1, step: 1, pad: 0, dilation: 1, tap_step: 1, weight_step: 1, phases: 1 };
+    let segment = Segment {
+        x: a.cuda_ptr()?,
+        w: w.cuda_ptr()?,
+        axis: [axis; 2],
+        channels,
+        pixel: channels,
+        w_row: features,
+        w_tap: features,
+        w_phase: 0,
+    };
+    let gather = Gather {
+        family: Family::Linear,
+        pass,
+        dtype,
+        segments: vec![segment],
+        images: m,
+        size: [1; 2],
+        phases: [1; 2],
+        columns,
+        groups: 1,
+        doubled: false,
+        stats: false,
+        finish: Finish { bias: bias.map_or(Ok(0), |b| b.cuda_ptr())?, ..Finish::default() },
+    };
+    Ok(gather.run(gpu)?.y)
 }
 
 impl Op for Linear {
@@ -85,6 +124,49 @@ impl Op for Linear {
         Ok(out)
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn is_operand(&self, input: usize) -> bool {
+        input < 2
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
+        let (m, _, _) = sizes(&shapes)?;
+        let y = product(gpu, Pass::Fwd, inputs[0], inputs[1], m, inputs.get(2).copied())?;
+        Ok(y.reshape(self.output_shape(&shapes)?)?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, b: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let (m, ci, co) = sizes(b.inputs)?;
+        let (gy, x, w) = (b.gy, &b.saved[0], &b.saved[1]);
+        let dx = || product(gpu, Pass::Dgrad, gy, w, m, None)?.reshape(b.inputs[0]);
+        let dw = || {
+            let pixels = Pixels {
+                family: Family::Linear,
+                dtype: operand_dtype("linear", &[x, gy])?,
+                images: m,
+                size: [1; 2],
+                map: [1; 2],
+                kernel: [1; 2],
+                stride: [1; 2],
+                pad: [0; 2],
+                dilation: [1; 2],
+                groups: 1,
+                channels: ci,
+                rows: co,
+            };
+            pixels.run(gpu, x, gy, b.inputs[1])
+        };
+        let mut out = vec![b.needs[0].then(dx).transpose()?, b.needs[1].then(dw).transpose()?];
+        if let Some(&need) = b.needs.get(2) {
+            out.push(need.then(|| bias_gradient(gpu, gy)).transpose()?);
+        }
+        Ok(out)
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
         let (m, ci, co) = sizes(&shapes)?;
@@ -98,8 +180,33 @@ impl Op for Linear {
         Tensor::from_vec(self.output_shape(&shapes)?, y.collect())
     }
 
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
+        let (m, ci, co) = sizes(&shapes)?;
+        let (x, w, gy) = (inputs[0].data::<f64>()?, inputs[1].data::<f64>()?, gy.data::<f64>()?);
+        let sum = |n: usize, term: &dyn Fn(usize) -> f64| (0..n).map(term).sum::<f64>();
+        let dx = (0..m * ci).map(|i| sum(co, &|o| gy[i / ci * co + o] * w[o * ci + i % ci]));
+        let dw = (0..co * ci).map(|i| sum(m, &|row| gy[row * co + i / ci] * x[row * ci + i % ci]));
+        let mut all = vec![
+            Some(Tensor::from_vec(shapes[0], dx.collect::<Vec<f64>>())?),
+            Some(Tensor::from_vec(shapes[1], dw.collect::<Vec<f64>>())?),
+        ];
+        if inputs.len() > 2 {
+            let db = (0..co).map(|o| sum(m, &|row| gy[row * co + o]));
+            all.push(Some(Tensor::from_vec([co], db.collect::<Vec<f64>>())?));
+        }
+        Ok(Some(all))
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         sizes(inputs).map_or(0, |(m, ci, co)| 2 * (m * ci * co) as u64)
+    }
+
+    fn convolution(&self, inputs: &[Shape]) -> Option<Geometry> {
+        let (m, ci, co) = sizes(inputs).ok()?;
+        let (n, h, w, _) = inputs[0].nhwc("linear").unwrap_or((m, 1, 1, ci));
+        let (stride, pad, dilation) = ([1; 2], [0; 2], [1; 2]);
+        Some(Geometry { n, h, w, ci, co, kh: 1, kw: 1, ho: h, wo: w, stride, pad, dilation, groups: 1 })
     }
 }
 
@@ -117,6 +224,7 @@ pub fn cases() -> Vec<Case> {
         make("one row", &[1, 5], 3, true, false),
         make("one feature", &[7, 1], 1, true, false),
         make("odd", &[3, 33], 65, true, false),
+        make("copies of four elements", &[5, 12], 20, true, false),
         make("image", &[2, 3, 5, 17], 11, false, false),
         make("many rows", &[700, 9], 6, true, false),
         make("wide", &[40, 130], 300, true, false),

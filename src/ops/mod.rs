@@ -8,14 +8,20 @@
 
 mod case;
 pub mod check;
+pub mod implicit_gemm;
+mod offload;
 mod run;
 mod support;
+mod variants;
 
 pub use case::{Case, Fill, Input};
-pub use run::run;
+pub use offload::{Offload, Offloaded};
+pub use run::{backward, run};
+pub use variants::{Variant, kernel_variants};
 
 use crate::base::Shape;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 use std::fmt::Debug;
 
@@ -97,11 +103,55 @@ pub trait Op: Debug + Send + Sync {
     /// Gradients with respect to the inputs on the CPU in f32: `None` where none is wanted or none exists.
     fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>>;
 
+    /// Whether the op has CUDA kernels: [`Op::launch`] and [`Op::launch_backward`] work.
+    fn has_kernel(&self) -> bool {
+        false
+    }
+
+    /// Forward pass on a CUDA device. All inputs lie there; what it enqueues is ordered on [`Gpu::stream`].
+    ///
+    /// # Errors
+    /// The op has no kernel, none takes these dtypes or sizes, memory runs out, or the launch fails.
+    fn launch(&self, _gpu: &Gpu, _inputs: &[&Tensor]) -> Result<Forward> {
+        Err(no_kernel(self.name()))
+    }
+
+    /// Gradients with respect to the inputs on a CUDA device: `None` where none is wanted or none exists. The upstream
+    /// gradient has the dtype of the result.
+    ///
+    /// # Errors
+    /// As [`Op::launch`].
+    fn launch_backward(&self, _gpu: &Gpu, _ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        Err(no_kernel(self.name()))
+    }
+
+    /// Whether an input is an operand: an activation or the weight of a product, which a device holds in bf16 when it
+    /// computes in bf16. Other inputs (biases, gains and shifts of norms, statistics) stay f32 there.
+    fn is_operand(&self, input: usize) -> bool {
+        input == 0
+    }
+
     /// The definition in f64, written for clarity: `inputs` are f64 tensors (labels i64).
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor>;
 
+    /// The gradients of the definition in f64, one for every input, for the gradient `gy` of the result. `None`, the
+    /// default, where checks take central differences of [`Op::reference`] instead; kernels deserve a comparison of every
+    /// element.
+    ///
+    /// # Errors
+    /// As [`Op::reference`].
+    fn reference_gradients(&self, _inputs: &[&Tensor], _gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(None)
+    }
+
     /// Floating-point operations of the forward pass (a multiply-add counts two).
     fn flops(&self, inputs: &[Shape]) -> u64;
+
+    /// The convolution that the op amounts to, if it does (a linear layer is one of 1x1): what traces, benchmarks and
+    /// the choice of tiles need to know.
+    fn convolution(&self, _inputs: &[Shape]) -> Option<conv2d::Geometry> {
+        None
+    }
 
     /// Whether the op is made of others (recomputation of a block). Its backward pass then runs on planning tensors too.
     fn is_composite(&self) -> bool {
@@ -112,4 +162,9 @@ pub trait Op: Debug + Send + Sync {
     fn scratch_bytes(&self, _inputs: &[Shape]) -> usize {
         0
     }
+}
+
+fn no_kernel(op: &str) -> Error {
+    Error::device(format!("{op} has no CUDA kernel yet"))
+        .with_remedy("compute on the host with `--device cpu`")
 }

@@ -1,9 +1,10 @@
 //! The autograd tape. It records operations, runs them backward, and frees what it saved as it goes. It knows ops
 //! only through the trait [`Op`].
 
-use crate::base::Shape;
+use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
-use crate::ops::{self, Backward, Op};
+use crate::ops::add::Add;
+use crate::ops::{self, Backward, Offload, Offloaded, Op};
 use crate::tensor::{Device, Tensor};
 
 /// A tensor that may be part of a recorded computation. Cheap to clone.
@@ -45,6 +46,8 @@ struct Node<'a> {
     parents: Vec<Option<usize>>,
     saved: Vec<Tensor>,
     inputs: Vec<Shape>,
+    /// The dtype that the result had on the device, if the op was offloaded; `saved` then lies there.
+    offloaded: Option<DType>,
 }
 
 /// One executed operation, for plans and profiles.
@@ -56,6 +59,8 @@ pub struct Step {
     pub shape: Shape,
     /// Floating-point operations of the forward pass.
     pub flops: u64,
+    /// The sizes, if it was a convolution or a linear layer.
+    pub convolution: Option<ops::conv2d::Geometry>,
     /// Whether it was recorded for the backward pass.
     pub recorded: bool,
 }
@@ -70,6 +75,7 @@ pub struct Tape<'a> {
     nodes: Vec<Node<'a>>,
     recording: bool,
     steps: Option<Vec<Step>>,
+    offload: Option<Offload>,
 }
 
 impl<'a> Tape<'a> {
@@ -94,6 +100,19 @@ impl<'a> Tape<'a> {
         self
     }
 
+    /// Runs the ops that have a kernel on a device, forward and backward, and all others on the host. Values and
+    /// gradients stay f32 in host memory; what an offloaded op saves for its backward pass stays on the device. For
+    /// comparing kernels with the host inside whole networks, not for speed.
+    pub fn offload(mut self, offload: Offload) -> Self {
+        self.offload = Some(offload);
+        self
+    }
+
+    /// Where ops are offloaded to.
+    pub fn offloading(&self) -> Option<&Offload> {
+        self.offload.as_ref()
+    }
+
     /// The operations executed since [`Tape::trace`].
     pub fn steps(&self) -> &[Step] {
         self.steps.as_deref().unwrap_or_default()
@@ -104,7 +123,7 @@ impl<'a> Tape<'a> {
         if !self.recording {
             return self.constant(tensor);
         }
-        self.nodes.push(Node { op: None, parents: vec![], saved: vec![], inputs: vec![] });
+        self.nodes.push(Node { op: None, parents: vec![], saved: vec![], inputs: vec![], offloaded: None });
         Var { tensor, node: Some(self.nodes.len() - 1) }
     }
 
@@ -127,16 +146,28 @@ impl<'a> Tape<'a> {
     /// As [`ops::run`].
     pub fn apply_aux(&mut self, op: impl Op + 'a, inputs: &[&Var]) -> Result<(Var, Vec<Tensor>)> {
         let tensors: Vec<&Tensor> = inputs.iter().map(|v| &v.tensor).collect();
-        let out = ops::run(&op, &tensors)?;
+        let offloaded = match &self.offload {
+            Some(o) if o.takes(&op, &tensors) => Some(o.run(&op, &tensors)?),
+            _ => None,
+        };
+        let (out, kept) = match offloaded {
+            Some(Offloaded { host, saved, dtype }) => (host, Some((saved, dtype))),
+            None => (ops::run(&op, &tensors)?, None),
+        };
         let recorded = self.recording && inputs.iter().any(|v| v.tracked());
         if let Some(steps) = &mut self.steps {
             let shapes: Vec<Shape> = tensors.iter().map(|t| t.shape()).collect();
-            steps.push(Step { op: op.name(), shape: out.y.shape(), flops: op.flops(&shapes), recorded });
+            let (flops, convolution) = (op.flops(&shapes), op.convolution(&shapes));
+            steps.push(Step { op: op.name(), shape: out.y.shape(), flops, convolution, recorded });
         }
         if !recorded {
             return Ok((Var { tensor: out.y, node: None }, out.aux));
         }
-        Ok((self.record(op, inputs, out.y, out.extra), out.aux))
+        let y = match kept {
+            Some((saved, dtype)) => self.push(op, inputs, out.y, saved, Some(dtype)),
+            None => self.record(op, inputs, out.y, out.extra),
+        };
+        Ok((y, out.aux))
     }
 
     /// Records an op whose result is already known. `extra` is appended to what [`Op::save`] keeps.
@@ -144,11 +175,23 @@ impl<'a> Tape<'a> {
         let tensors: Vec<&Tensor> = inputs.iter().map(|v| &v.tensor).collect();
         let mut saved = op.save(&tensors, &y);
         saved.extend(extra);
+        self.push(op, inputs, y, saved, None)
+    }
+
+    fn push(
+        &mut self,
+        op: impl Op + 'a,
+        inputs: &[&Var],
+        y: Tensor,
+        saved: Vec<Tensor>,
+        offloaded: Option<DType>,
+    ) -> Var {
         self.nodes.push(Node {
             parents: inputs.iter().map(|v| v.node).collect(),
-            inputs: tensors.iter().map(|t| t.shape()).collect(),
+            inputs: inputs.iter().map(|v| v.shape()).collect(),
             saved,
             op: Some(Box::new(op)),
+            offloaded,
         });
         Var { tensor: y, node: Some(self.nodes.len() - 1) }
     }
@@ -176,6 +219,10 @@ impl<'a> Tape<'a> {
         let seed = match loss.tensor.device() {
             Device::Cpu => Tensor::full(loss.shape(), 1.0),
             Device::Meta => Tensor::meta(loss.shape(), loss.tensor.dtype(), loss.tensor.storage().ledger()),
+            Device::Cuda(_) => {
+                let one = Tensor::full(loss.shape(), 1.0).to_dtype(loss.tensor.dtype())?;
+                one.to_device_of(&loss.tensor)?
+            }
         };
         self.backward_from(vec![(loss.clone(), seed)])
     }
@@ -210,10 +257,9 @@ impl<'a> Tape<'a> {
             let Some(gy) = grads[n].take() else { continue };
             let needs: Vec<bool> = node.parents.iter().map(Option::is_some).collect();
             let ctx = Backward { gy: &gy, saved: &node.saved, inputs: &node.inputs, needs: &needs };
-            let results = match gy.device() {
-                Device::Cpu => op.backward(&ctx).map_err(|e| e.with_op(op.name()))?,
-                Device::Meta if !op.is_composite() => plan_backward(&*op, &ctx),
-                Device::Meta => op.backward(&ctx)?,
+            let results = match (&self.offload, node.offloaded) {
+                (Some(offload), Some(dtype)) => offload.backward(&*op, &ctx, dtype)?,
+                _ => ops::backward(&*op, &ctx)?,
             };
             debug_assert_eq!(results.len(), node.parents.len(), "{} must answer for every input", op.name());
             drop(node.saved);
@@ -229,20 +275,12 @@ impl<'a> Tape<'a> {
     }
 }
 
-/// The backward pass of an op on planning tensors: one gradient for every input that wants one.
-fn plan_backward(op: &dyn Op, ctx: &Backward<'_>) -> Vec<Option<Tensor>> {
-    let ledger = ctx.gy.storage().ledger();
-    if let Some(l) = ledger {
-        l.touch(op.scratch_bytes(ctx.inputs));
-    }
-    let make = |(&shape, &need): (&Shape, &bool)| need.then(|| Tensor::meta(shape, ctx.gy.dtype(), ledger));
-    ctx.inputs.iter().zip(ctx.needs).map(make).collect()
-}
-
 fn accumulate(slot: &mut Option<Tensor>, g: Tensor) -> Result<()> {
     match slot {
         None => *slot = Some(g),
         Some(sum) if sum.device() == Device::Meta => {}
+        // On the device the order of additions is that of the tape too: the op's own kernel, one sum at a time.
+        Some(sum) if sum.gpu().is_some() => *sum = ops::run(&Add { relu: false }, &[sum, &g])?.y,
         Some(sum) => {
             let g = g.f32s()?;
             sum.data_mut::<f32>()?.iter_mut().zip(g).for_each(|(s, g)| *s += g);

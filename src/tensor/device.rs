@@ -10,13 +10,16 @@ pub enum Device {
     Cpu,
     /// Nowhere: the tensor has a shape and a dtype but no data. Used to plan shapes, FLOPs and memory.
     Meta,
+    /// The CUDA device of this ordinal.
+    Cuda(usize),
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Cpu => "cpu",
-            Device::Meta => "meta",
-        })
+        match self {
+            Device::Cpu => f.write_str("cpu"),
+            Device::Meta => f.write_str("meta"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
     }
 }

@@ -144,8 +144,9 @@ pub fn write_safetensors(
         for (_, t) in &order {
             match t.storage() {
                 Storage::Cpu(b) => f.write_all(b.as_bytes())?,
-                Storage::Meta { .. } => {
-                    return Err(std::io::Error::other("a tensor without data cannot be written"));
+                Storage::Meta { .. } | Storage::Cuda(_) => {
+                    let what = format!("{t:?} is not in host memory and cannot be written");
+                    return Err(std::io::Error::other(what));
                 }
             }
         }

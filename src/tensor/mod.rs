@@ -1,9 +1,11 @@
 //! Tensors: shape + dtype + storage, contiguous, images as NHWC.
 
+mod cuda;
 mod device;
 mod io;
 mod storage;
 
+pub use cuda::CudaBuffer;
 pub use device::Device;
 pub use io::{SafetensorsFile, write_atomically, write_safetensors};
 pub use storage::{CpuBuffer, Ledger, Storage};
@@ -101,6 +103,15 @@ impl Tensor {
         &self.storage
     }
 
+    /// What to say when the elements are asked for and are not in host memory.
+    fn not_here(&self) -> Error {
+        match self.device() {
+            Device::Cuda(_) => Error::device(format!("{self:?} is not in host memory"))
+                .with_remedy("copy it to the host with `.to_cpu()` first"),
+            _ => Error::device(format!("{self:?} has a shape but no data")),
+        }
+    }
+
     /// The elements, as type `T`.
     ///
     /// # Errors
@@ -109,7 +120,7 @@ impl Tensor {
         match &*self.storage {
             Storage::Cpu(b) => T::unwrap(b)
                 .ok_or_else(|| Error::dtype("tensor", format!("expected {}, got {self:?}", T::DTYPE))),
-            Storage::Meta { .. } => Err(Error::device(format!("{self:?} has a shape but no data"))),
+            Storage::Meta { .. } | Storage::Cuda(_) => Err(self.not_here()),
         }
     }
 
@@ -118,11 +129,10 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::data`].
     pub fn data_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        let described = format!("{self:?}");
+        self.data::<T>()?;
         match Arc::make_mut(&mut self.storage) {
-            Storage::Cpu(b) => T::unwrap_mut(b)
-                .ok_or_else(|| Error::dtype("tensor", format!("expected {}, got {described}", T::DTYPE))),
-            Storage::Meta { .. } => Err(Error::device(format!("{described} has a shape but no data"))),
+            Storage::Cpu(b) => Ok(T::unwrap_mut(b).expect("checked by data()")),
+            Storage::Meta { .. } | Storage::Cuda(_) => unreachable!("checked by data()"),
         }
     }
 
@@ -134,10 +144,10 @@ impl Tensor {
         self.data::<T>()?;
         match Arc::try_unwrap(self.storage) {
             Ok(Storage::Cpu(b)) => Ok(T::into_vec(b)),
-            Ok(Storage::Meta { .. }) => unreachable!("checked by data()"),
+            Ok(Storage::Meta { .. } | Storage::Cuda(_)) => unreachable!("checked by data()"),
             Err(shared) => match &*shared {
                 Storage::Cpu(b) => Ok(T::unwrap(b).map(<[T]>::to_vec).unwrap_or_default()),
-                Storage::Meta { .. } => unreachable!("checked by data()"),
+                Storage::Meta { .. } | Storage::Cuda(_) => unreachable!("checked by data()"),
             },
         }
     }
@@ -150,13 +160,13 @@ impl Tensor {
         self.data::<f32>()
     }
 
-    /// The single element of an f32 tensor.
+    /// The single element of an f32 tensor; waits for the device if the tensor lies on one.
     ///
     /// # Errors
-    /// As [`Tensor::data`], and when there is not exactly one element.
+    /// There is not exactly one element, it is no f32, or there is no data.
     pub fn item(&self) -> Result<f32> {
-        match self.f32s()? {
-            [v] => Ok(*v),
+        match self.elems() {
+            1 => Ok(self.to_cpu()?.f32s()?[0]),
             _ => Err(Error::shape("item", format!("{self:?} is not one number"))),
         }
     }
@@ -184,6 +194,7 @@ impl Tensor {
         match &*self.storage {
             Storage::Meta { ledger, .. } => Ok(Self::meta(self.shape, dtype, ledger.as_ref())),
             Storage::Cpu(b) => Self::new(self.shape, Storage::Cpu(b.convert(dtype))),
+            Storage::Cuda(_) => Err(self.not_here()),
         }
     }
 
@@ -212,6 +223,7 @@ impl Tensor {
         match &*self.storage {
             Storage::Meta { ledger, .. } => Ok(Self::meta(shape, self.dtype(), ledger.as_ref())),
             Storage::Cpu(buf) => Self::new(shape, Storage::Cpu(buf.swap_inner(n, a, b))),
+            Storage::Cuda(_) => Err(self.not_here()),
         }
     }
 
@@ -222,7 +234,7 @@ impl Tensor {
     pub fn all_finite(&self) -> Result<bool> {
         match &*self.storage {
             Storage::Cpu(b) => Ok(b.all_finite()),
-            Storage::Meta { .. } => Err(Error::device(format!("{self:?} has a shape but no data"))),
+            Storage::Meta { .. } | Storage::Cuda(_) => Err(self.not_here()),
         }
     }
 }

@@ -1,13 +1,12 @@
 //! The memory behind a tensor, and the ledger that counts it when planning.
 
-use super::{Device, Element};
+use super::{CudaBuffer, Device, Element};
 use crate::base::DType;
 use half::{bf16, f16};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The data of a tensor. The CUDA device adds a variant of its own; everything that is not a kernel goes through
-/// [`super::Tensor`] and does not match on this.
+/// The data of a tensor. Everything that is not a kernel goes through [`super::Tensor`] and does not match on this.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Storage {
@@ -24,6 +23,8 @@ pub enum Storage {
         /// Counts the bytes for as long as the storage lives.
         entry: Entry,
     },
+    /// Memory of a CUDA device.
+    Cuda(CudaBuffer),
 }
 
 impl Storage {
@@ -45,6 +46,7 @@ impl Storage {
         match self {
             Storage::Cpu(b) => b.len(),
             Storage::Meta { len, .. } => *len,
+            Storage::Cuda(b) => b.len(),
         }
     }
 
@@ -58,6 +60,7 @@ impl Storage {
         match self {
             Storage::Cpu(b) => b.dtype(),
             Storage::Meta { dtype, .. } => *dtype,
+            Storage::Cuda(b) => b.dtype(),
         }
     }
 
@@ -66,13 +69,14 @@ impl Storage {
         match self {
             Storage::Cpu(_) => Device::Cpu,
             Storage::Meta { .. } => Device::Meta,
+            Storage::Cuda(b) => b.device(),
         }
     }
 
     /// The ledger of a planning tensor.
     pub fn ledger(&self) -> Option<&Arc<Ledger>> {
         match self {
-            Storage::Cpu(_) => None,
+            Storage::Cpu(_) | Storage::Cuda(_) => None,
             Storage::Meta { ledger, .. } => ledger.as_ref(),
         }
     }
@@ -252,6 +256,30 @@ impl CpuBuffer {
             CpuBuffer::Bf16(v) => bytemuck::cast_slice(v),
             CpuBuffer::U8(v) => v,
             CpuBuffer::I64(v) => bytemuck::cast_slice(v),
+        }
+    }
+
+    /// The little-endian bytes of the elements, for writing.
+    pub(super) fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            CpuBuffer::F32(v) => bytemuck::cast_slice_mut(v),
+            CpuBuffer::F64(v) => bytemuck::cast_slice_mut(v),
+            CpuBuffer::F16(v) => bytemuck::cast_slice_mut(v),
+            CpuBuffer::Bf16(v) => bytemuck::cast_slice_mut(v),
+            CpuBuffer::U8(v) => v,
+            CpuBuffer::I64(v) => bytemuck::cast_slice_mut(v),
+        }
+    }
+
+    /// `len` zeros.
+    pub(super) fn zeros(dtype: DType, len: usize) -> Self {
+        match dtype {
+            DType::F32 => CpuBuffer::F32(vec![0.0; len]),
+            DType::F64 => CpuBuffer::F64(vec![0.0; len]),
+            DType::F16 => CpuBuffer::F16(vec![f16::ZERO; len]),
+            DType::Bf16 => CpuBuffer::Bf16(vec![bf16::ZERO; len]),
+            DType::U8 => CpuBuffer::U8(vec![0; len]),
+            DType::I64 => CpuBuffer::I64(vec![0; len]),
         }
     }
 

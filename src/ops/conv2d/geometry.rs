@@ -3,26 +3,45 @@
 use super::Conv2d;
 use crate::base::Shape;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 
 /// The sizes of one convolution: `x [n, h, w, ci]`, weight `[co, kh, kw, ci/groups]`, `y [n, ho, wo, co]`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Geometry {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Geometry {
+    /// Images.
     pub n: usize,
+    /// Height of the input.
     pub h: usize,
+    /// Width of the input.
     pub w: usize,
+    /// Channels of the input.
     pub ci: usize,
+    /// Channels of the result.
     pub co: usize,
+    /// Height of the kernel.
     pub kh: usize,
+    /// Width of the kernel.
     pub kw: usize,
+    /// Height of the result.
     pub ho: usize,
+    /// Width of the result.
     pub wo: usize,
+    /// Step between outputs: vertical, horizontal.
     pub stride: [usize; 2],
+    /// Zeros added on each side: vertical, horizontal.
     pub pad: [usize; 2],
+    /// Distance between taps: vertical, horizontal.
     pub dilation: [usize; 2],
+    /// Channel groups.
     pub groups: usize,
 }
 
 impl Geometry {
+    /// The sizes of `op` on inputs `x`, `w` and perhaps `b`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
     pub fn new(op: &Conv2d, inputs: &[Shape]) -> Result<Self> {
         let (x, weight, bias) = match inputs {
             [x, w] => (x, w, None),
@@ -96,18 +115,22 @@ impl Geometry {
         self.kh * self.kw * self.ci / self.groups
     }
 
+    /// Shape of the result.
     pub fn y_shape(&self) -> Shape {
         [self.n, self.ho, self.wo, self.co].into()
     }
 
+    /// Elements of the input.
     pub fn x_len(&self) -> usize {
         self.n * self.h * self.w * self.ci
     }
 
+    /// Elements of the result.
     pub fn y_len(&self) -> usize {
         self.n * self.ho * self.wo * self.co
     }
 
+    /// Elements of the weight.
     pub fn w_len(&self) -> usize {
         self.co * self.k()
     }

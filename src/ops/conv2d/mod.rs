@@ -12,17 +12,29 @@
 //! frame (`shift`); depthwise is direct loops; few pixels with many channels are arranged so that the weight is read
 //! once; everything else gathers panels (`im2col`).
 
+mod adjoint;
+mod bias_grad;
+mod cuda;
 mod depthwise;
+mod depthwise_cuda;
 mod geometry;
 mod im2col;
 mod shift;
+
+pub use geometry::Geometry;
 
 use super::{Backward, Case, Forward, Input, Op};
 use crate::base::Shape;
 use crate::cpu::{MatMut, MatRef, column_sums, for_each_chunk, gemm, map_ordered};
 use crate::error::Result;
+use crate::gpu::Gpu;
 use crate::tensor::Tensor;
-use geometry::Geometry;
+
+pub use bias_grad::ColumnSum;
+pub(super) use bias_grad::{bias_gradient, variants as bias_grad_variants};
+pub use cuda::{Activation, FusedConv, FusedOutput, Part, fold_doubled};
+pub(super) use depthwise_cuda::variants as depthwise_variants;
+pub use depthwise_cuda::{DepthwiseAt, DepthwiseLaunch, DepthwisePass};
 
 /// Inputs: `x [n, h, w, ci]`, `w [co, kh, kw, ci/groups]`, optionally `b [co]`. Result: `[n, ho, wo, co]` with
 /// `ho = (h + 2*pad - dilation*(kh-1) - 1) / stride + 1`.
@@ -183,6 +195,23 @@ impl Op for Conv2d {
         Ok(out)
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn is_operand(&self, input: usize) -> bool {
+        input < 2
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
+        Ok(cuda::forward(&Geometry::new(self, &shapes)?, gpu, inputs)?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        cuda::backward(&Geometry::new(self, ctx.inputs)?, gpu, ctx)
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
         let g = Geometry::new(self, &shapes)?;
@@ -202,8 +231,17 @@ impl Op for Conv2d {
         Tensor::from_vec(g.y_shape(), y)
     }
 
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
+        adjoint::gradients(&Geometry::new(self, &shapes)?, inputs, gy).map(Some)
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         Geometry::new(self, inputs).map_or(0, |g| 2 * g.y_len() as u64 * g.k() as u64)
+    }
+
+    fn convolution(&self, inputs: &[Shape]) -> Option<Geometry> {
+        Geometry::new(self, inputs).ok()
     }
 
     fn scratch_bytes(&self, inputs: &[Shape]) -> usize {
@@ -270,6 +308,9 @@ pub fn cases() -> Vec<Case> {
             false,
             false,
         ),
+        make("copies of four elements", sq(1, 1), [1, 6, 5, 12], 20, [3, 3], true, false),
+        make("depthwise, whole chunks", full([1, 1], [1, 1], [1, 1], 16), [1, 6, 5, 16], 16, [3, 3], true, false),
+        make("depthwise 7x7, small map", full([1, 1], [3, 3], [1, 1], 16), [2, 7, 7, 16], 16, [7, 7], true, false),
         make("channel multiplier", full([1, 1], [1, 1], [1, 1], 3), [1, 5, 5, 3], 6, [3, 3], true, false),
     ];
     for (n, hw, ci, co, k, stride) in [
