@@ -71,7 +71,7 @@ fn fails(o: &Output, code: i32, needles: &[&str]) {
 fn help_and_version() {
     let p = Place::new();
     let help = ok(&p.dtk(&["--help"]));
-    for command in ["train", "features", "models", "check", "info"] {
+    for command in ["train", "features", "models", "check", "bench", "info"] {
         assert!(help.lines().any(|l| l.trim().starts_with(command)), "{command}: {help}");
         assert!(ok(&p.dtk(&[command, "--help"])).contains("Usage"), "{command}");
     }

@@ -1,16 +1,20 @@
 //! The ADM U-Net against reference values of guided-diffusion: every file of section `adm_tiny`, and DDIM encoding.
 
 mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use common::{
     Golden, GoldenSet, Tolerance, assert_close, counts, diffusion_steps, for_section, for_section_where,
     max_abs,
 };
+use dtk::base::DType;
 use dtk::diffusion::{BetaSchedule, Respacing, Schedule, ddim_encode, space_timesteps};
 use dtk::models::adm::{AdmConfig, AdmUnet, Tap, Taps, Time, timestep_embedding};
 use dtk::nn::{Ctx, ParamStore};
+use dtk::ops::Offload;
 use dtk::tensor::Tensor;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A network with the weights of a reference file.
 struct Case<'a> {
@@ -48,6 +52,40 @@ impl<'a> Case<'a> {
     fn steps(&self) -> Vec<f32> {
         self.golden.counts("t").into_iter().map(|t| t as f32).collect()
     }
+
+    /// What every block gives, under the names of the file; in part on a device.
+    fn observe(&self, offload: Option<Offload>) -> Vec<(String, Tensor)> {
+        let mut ctx = Ctx::inference(&self.store);
+        if let Some(offload) = offload {
+            ctx = ctx.offload(offload);
+        }
+        let x = ctx.constant(self.golden.memory("x"));
+        let mut seen = Vec::new();
+        let time = self.steps();
+        self.net
+            .forward_observed(&mut ctx, &x, &Time::Steps(&time), None, &mut |site, v| {
+                let key = match site.to_string() {
+                    s if s == "emb" || s == "out" => s,
+                    s => format!("feat.{s}"),
+                };
+                seen.push((key, v.tensor().clone()));
+            })
+            .unwrap();
+        let distinct: BTreeSet<&String> = seen.iter().map(|(key, _)| key).collect();
+        assert_eq!(distinct.len(), seen.len(), "every site is observed once");
+        seen
+    }
+
+    /// The values of [`Case::observe`] that the file has, or ought to have.
+    fn recorded(&self) -> BTreeSet<&str> {
+        let wanted = |n: &&str| n.starts_with("feat.") || ["emb", "out"].contains(n);
+        let listed = self.golden.entry["shapes"].as_object().into_iter().flat_map(|m| m.keys());
+        self.golden.names().chain(listed.map(String::as_str)).filter(wanted).collect()
+    }
+}
+
+fn of<'s>(seen: &'s [(String, Tensor)], key: &str) -> &'s Tensor {
+    &seen.iter().find(|(k, _)| k == key).unwrap_or_else(|| panic!("{key} is not observed")).1
 }
 
 #[test]
@@ -64,27 +102,31 @@ fn golden_adm_every_block() {
             golden.note("t_sinusoid");
         }
 
-        let mut ctx = Ctx::inference(&case.store);
-        let x = ctx.constant(golden.memory("x"));
-        let mut seen = BTreeMap::new();
-        case.net
-            .forward_observed(&mut ctx, &x, &Time::Steps(&steps), None, &mut |site, v| {
-                let key = match site.to_string() {
-                    s if s == "emb" || s == "out" => s,
-                    s => format!("feat.{s}"),
-                };
-                assert!(seen.insert(key, v.tensor().clone()).is_none(), "{site} is observed once");
-            })
-            .unwrap();
-        let wanted = |n: &&str| n.starts_with("feat.") || ["emb", "out"].contains(n);
-        let listed =
-            golden.entry["shapes"].as_object().into_iter().flat_map(|m| m.keys().map(String::as_str));
-        for key in golden.names().chain(listed).filter(wanted).collect::<BTreeSet<_>>() {
-            let got = seen.get(key).unwrap_or_else(|| panic!("{}: {key} is not observed", golden.name));
-            golden.check(key, got, Tolerance::default());
+        let seen = case.observe(None);
+        for key in case.recorded() {
+            golden.check(key, of(&seen, key), Tolerance::default());
         }
         assert_eq!(golden.unused(), Vec::<String>::new(), "{}: tensors that no check used", golden.name);
         assert_eq!(seen.len(), 3 + 2 * case.config.decoder().len() + case.config.levels() - 1);
+    });
+}
+
+#[test]
+fn golden_adm_on_a_device() {
+    let Some(gpu) = gpu::device() else { return };
+    for_section("adm_tiny", |golden| {
+        let case = Case::new(golden);
+        let seen = case.observe(Some(Offload::to(&gpu, DType::F32)));
+        for key in case.recorded() {
+            golden.check(key, of(&seen, key), Tolerance::default());
+        }
+        let kept = |mut seen: Vec<(String, Tensor)>| {
+            seen.retain(|(key, _)| case.recorded().contains(key.as_str()) && golden.has(key));
+            seen
+        };
+        let bf16 = kept(case.observe(Some(Offload::to(&gpu, DType::Bf16))));
+        golden.check_rounded(&bf16, &kept(case.observe(Some(Offload::rounding(DType::Bf16)))));
+        gpu::clean_after_launches(&gpu);
     });
 }
 

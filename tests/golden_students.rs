@@ -2,13 +2,17 @@
 //! running statistics. Every tensor of every file has to be used.
 
 mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use common::{Golden, Tolerance, counts, for_section};
-use dtk::base::Philox;
+use dtk::base::{DType, Philox};
+use dtk::gpu::Gpu;
 use dtk::models::convnext::{ConvNext, ConvNextConfig};
 use dtk::models::regressor::{Inner, Regressor, RegressorConfig};
 use dtk::models::resnet::{Block, ResNet, ResNetConfig};
-use dtk::nn::{Ctx, Gradients, ParamStore, Role};
+use dtk::nn::{Ctx, ParamStore, Role};
+use dtk::ops::Offload;
 use dtk::tape::Var;
 use dtk::tensor::Tensor;
 use std::collections::BTreeSet;
@@ -24,26 +28,31 @@ fn load(golden: &Golden, store: &mut ParamStore) {
     }
 }
 
-/// Forward and backward in one mode. `run` gives named results for a leaf per input; those with a reference `r.*`
-/// are what the loss consists of.
-fn run_mode(
+/// Forward and backward in one mode: named values with how far each may be off. `run` gives named results for a leaf per
+/// input; those with a reference `r.*` are what the loss consists of.
+fn evaluate(
     golden: &Golden,
     mode: &str,
     store: &ParamStore,
     inputs: &[String],
+    offload: Option<Offload>,
     run: impl Fn(&mut Ctx<'_>, &[Var]) -> Named,
-) {
+) -> Vec<(String, Tensor, Tolerance)> {
     let mut ctx = match mode {
         "eval" => Ctx::differentiable(store),
         "train" => Ctx::training(store, Philox::new(0)),
         _ => panic!("{}: unknown mode {mode}", golden.name),
     };
-    let check = |name: &str, got: &Tensor| golden.check(name, got, Tolerance::default());
+    if let Some(offload) = offload {
+        ctx = ctx.offload(offload);
+    }
+    let mut all = Vec::new();
+    let mut note = |name: String, t: &Tensor, tolerance| all.push((name, t.clone(), tolerance));
     let leaves: Vec<Var> = inputs.iter().map(|n| ctx.leaf(golden.memory(n))).collect();
     let results = run(&mut ctx, &leaves);
     let (mut loss, mut size, mut seeds) = (0.0, 0.0, Vec::new());
     for (name, value) in results {
-        check(&format!("{mode}.{name}"), value.tensor());
+        note(format!("{mode}.{name}"), value.tensor(), Tolerance::default());
         let weight = format!("r.{name}");
         if golden.has(&weight) {
             let r = golden.memory(&weight);
@@ -57,24 +66,46 @@ fn run_mode(
     }
     // Terms of both signs may leave little of their size.
     let tolerance = Tolerance { absolute: 1e-6 * size, ..Tolerance::default() };
-    golden.check(&format!("{mode}.loss"), &Tensor::full([1], loss as f32), tolerance);
+    note(format!("{mode}.loss"), &Tensor::full([1], loss as f32), tolerance);
     let mut grads = ctx.backward_from(seeds).unwrap();
     for (name, leaf) in inputs.iter().zip(&leaves) {
-        check(&format!("{mode}.grad.{name}"), &grads.take(leaf).unwrap());
+        note(format!("{mode}.grad.{name}"), &grads.take(leaf).unwrap(), Tolerance::default());
     }
     for (id, p) in store.iter().filter(|(_, p)| p.role() == Role::Parameter) {
         let name = format!("{mode}.grad.param.{}", p.name());
-        check(&name, &grads.take_param(id).unwrap_or_else(|| panic!("{name}: none")));
+        let g = grads.take_param(id).unwrap_or_else(|| panic!("{name}: none"));
+        note(name, &g, Tolerance::default());
     }
-    check_buffers(golden, mode, store, &grads);
-}
-
-fn check_buffers(golden: &Golden, mode: &str, store: &ParamStore, grads: &Gradients) {
     let expected = store.iter().filter(|(_, p)| p.role() == Role::Buffer).count();
     assert_eq!(grads.buffers().len(), if mode == "train" { expected } else { 0 }, "{mode}: buffers");
     for (id, value) in grads.buffers() {
-        golden.check(&format!("{mode}.after.{}", store.get(*id).name()), value, Tolerance::default());
+        note(format!("{mode}.after.{}", store.get(*id).name()), value, Tolerance::default());
     }
+    all
+}
+
+/// Checks a network in one mode: on the host, or on a device, there in f32 and then in bf16.
+fn run_mode(
+    golden: &Golden,
+    mode: &str,
+    store: &ParamStore,
+    inputs: &[String],
+    device: Option<&Gpu>,
+    run: impl Fn(&mut Ctx<'_>, &[Var]) -> Named,
+) {
+    let wide = device.map(|gpu| Offload::to(gpu, DType::F32));
+    for (name, value, tolerance) in evaluate(golden, mode, store, inputs, wide, &run) {
+        golden.check(&name, &value, tolerance);
+    }
+    let Some(gpu) = device else { return };
+    // The loss is a sum that cancels: its error is chance.
+    let rounded = |offload| -> Vec<(String, Tensor)> {
+        let all = evaluate(golden, mode, store, inputs, Some(offload), &run).into_iter();
+        let kept = all.filter(|(name, ..)| golden.has(name) && !name.ends_with(".loss"));
+        kept.map(|(name, value, _)| (name, value)).filter(|(_, t)| t.dtype() == DType::F32).collect()
+    };
+    golden.check_rounded(&rounded(Offload::to(gpu, DType::Bf16)), &rounded(Offload::rounding(DType::Bf16)));
+    gpu::clean_after_launches(gpu);
 }
 
 fn modes(golden: &Golden) -> Vec<&str> {
@@ -95,11 +126,12 @@ type Named = Vec<(String, Var)>;
 fn backbone(
     golden: &Golden,
     store: &ParamStore,
+    device: Option<&Gpu>,
     features: impl Fn(&mut Ctx<'_>, &Var) -> Vec<Var>,
     head: impl Fn(&mut Ctx<'_>, &Var) -> Var,
 ) {
     for mode in modes(golden) {
-        run_mode(golden, mode, store, &["x".to_string()], |ctx, x| {
+        run_mode(golden, mode, store, &["x".to_string()], device, |ctx, x| {
             let maps = features(ctx, &x[0]);
             let logits = head(ctx, &maps[3]);
             let named = maps.into_iter().enumerate().map(|(k, f)| (format!("feat.{}", k + 1), f));
@@ -108,16 +140,20 @@ fn backbone(
     }
 }
 
+/// Whether blocks are recomputed: on a device, where it takes long, only not.
+fn ways(device: Option<&Gpu>) -> Vec<bool> {
+    if device.is_some() { vec![false] } else { vec![false, true] }
+}
+
 fn four(v: Vec<usize>) -> [usize; 4] {
     v.try_into().expect("four stages")
 }
 
-#[test]
-fn golden_resnet() {
+fn check_resnet(device: Option<&Gpu>) {
     for_files("resnet", |golden| {
         let kwargs = &golden.entry["kwargs"];
         let bottleneck = golden.has("model.layer1.0.conv3.weight");
-        for recompute in [false, true] {
+        for recompute in ways(device) {
             let config = ResNetConfig {
                 block: if bottleneck { Block::Bottleneck } else { Block::Basic },
                 layers: four(counts(&kwargs["layers"])),
@@ -133,6 +169,7 @@ fn golden_resnet() {
             backbone(
                 golden,
                 &store,
+                device,
                 |ctx, x| model.features(ctx, x).unwrap(),
                 |ctx, top| model.forward_head(ctx, top).unwrap(),
             );
@@ -141,10 +178,20 @@ fn golden_resnet() {
 }
 
 #[test]
-fn golden_convnext() {
+fn golden_resnet() {
+    check_resnet(None);
+}
+
+#[test]
+fn golden_resnet_on_a_device() {
+    let Some(gpu) = gpu::device() else { return };
+    check_resnet(Some(&gpu));
+}
+
+fn check_convnext(device: Option<&Gpu>) {
     for_files("convnext", |golden| {
         let kwargs = &golden.entry["kwargs"];
-        for recompute in [false, true] {
+        for recompute in ways(device) {
             let config = ConvNextConfig {
                 depths: four(counts(&kwargs["depths"])),
                 dims: four(counts(&kwargs["dims"])),
@@ -158,11 +205,23 @@ fn golden_convnext() {
             backbone(
                 golden,
                 &store,
+                device,
                 |ctx, x| model.features(ctx, x).unwrap(),
                 |ctx, top| model.forward_head(ctx, top).unwrap(),
             );
         }
     });
+}
+
+#[test]
+fn golden_convnext() {
+    check_convnext(None);
+}
+
+#[test]
+fn golden_convnext_on_a_device() {
+    let Some(gpu) = gpu::device() else { return };
+    check_convnext(Some(&gpu));
 }
 
 #[test]
@@ -184,7 +243,7 @@ fn golden_fpn_ppm() {
         let model = Regressor::new(&mut store.builder(), &config, &in_channels, &out_channels).unwrap();
         load(golden, &mut store);
         for mode in modes(golden) {
-            run_mode(golden, mode, &store, &inputs, |ctx, x| {
+            run_mode(golden, mode, &store, &inputs, None, |ctx, x| {
                 let mut named = Named::new();
                 let maps = model
                     .forward_observed(ctx, x, &mut |inner, v| {

@@ -1,5 +1,5 @@
-//! The rules of the source tree that the compiler does not check: which module may import which, where `unsafe` and
-//! printing are allowed, and how long a file may get.
+//! The rules of the source tree that the compiler does not check: which module may import which, which kernel file may
+//! include which, where `unsafe` and printing are allowed, and how long a file may get.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -326,6 +326,73 @@ fn modules_import_from_lower_layers_only() {
         bad.extend(violations(&name, &read(path), test_files.contains(path)));
     }
     assert!(bad.is_empty(), "{} violations:\n{}", bad.len(), bad.join("\n"));
+}
+
+/// What is wrong with the includes of one kernel file; `path` is relative to `kernels`. `ptx` includes `ptx`, `tile` includes
+/// `ptx` and `tile`, an operation's file both and no other operation's; nobody includes a header of a toolkit or library.
+fn kernel_violations(path: &str, text: &str) -> Vec<String> {
+    let floor = |path: &str| match path.split_once('/') {
+        Some(("ptx", file)) if !file.contains('/') && file.ends_with(".cuh") => Some(0),
+        Some(("tile", file)) if !file.contains('/') && file.ends_with(".cuh") => Some(1),
+        None if path.ends_with(".cu") => Some(2),
+        _ => None,
+    };
+    let Some(own) = floor(path) else {
+        return vec![format!("{path}: kernels are ptx/*.cuh, tile/*.cuh and <op>.cu")];
+    };
+    let mut bad = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let directive = line.trim_start().strip_prefix('#').map(str::trim_start);
+        let Some(target) = directive.and_then(|d| d.strip_prefix("include")) else { continue };
+        let target = target.trim_start();
+        match target.strip_prefix('"').and_then(|t| t.split_once('"')) {
+            None => bad.push(format!("{path}:{}: include {target}: only \"ptx/..\" and \"tile/..\"", i + 1)),
+            Some((header, _)) => match floor(header) {
+                Some(other @ 0..=1) if other <= own => {}
+                _ => bad.push(format!("{path}:{}: must not include {header}", i + 1)),
+            },
+        }
+    }
+    bad
+}
+
+#[test]
+fn kernels_include_from_lower_floors_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let mut folders = vec![root.clone()];
+    let mut bad = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e != "md" && e != "json") {
+                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/");
+                bad.extend(kernel_violations(&name, &std::fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    assert!(bad.is_empty(), "{} violations:\n{}", bad.len(), bad.join("\n"));
+}
+
+#[test]
+fn the_scanner_of_kernels_finds_violations() {
+    let one = |path: &str, text: &str, needle: &str| {
+        let bad = kernel_violations(path, text);
+        assert!(bad.len() == 1 && bad[0].contains(needle), "{path}: {text}\n{bad:?}");
+    };
+    one("conv2d.cu", "\n#include \"linear.cu\"", "conv2d.cu:2: must not include linear.cu");
+    one("conv2d.cu", "#include <cuda_bf16.h>", "<cuda_bf16.h>");
+    one("conv2d.cu", "  #  include \"cuda_bf16.h\"", "must not include cuda_bf16.h");
+    one("ptx/mma.cuh", "#include \"tile/gemm.cuh\"", "must not include tile/gemm.cuh");
+    one("tile/gemm.cuh", "#include \"conv2d.cu\"", "must not include conv2d.cu");
+    one("tile/gemm.cuh", "#include \"../ptx/mma.cuh\"", "must not include");
+    one("norm/group.cu", "", "kernels are");
+    one("conv2d.cuh", "", "kernels are");
+    let fine =
+        "// #include <x>\n#include \"ptx/mma.cuh\"\n#include \"tile/gemm.cuh\" // why\n#define INCLUDE";
+    for path in ["conv2d.cu", "tile/gemm.cuh"] {
+        assert_eq!(kernel_violations(path, fine), Vec::<String>::new(), "{path}");
+    }
 }
 
 #[test]

@@ -40,12 +40,72 @@ fn every_file_is_an_op_and_every_op_a_file() {
     assert!(lost.is_empty(), "no file in src/ops: {}", list(lost));
 }
 
+/// The op that a kernel file belongs to: the one whose name is the file's, or the longest `<op>_` it begins with
+/// (`conv2d_depthwise.cu` is of `conv2d`).
+fn op_of<'n>(file: &str, names: &'n BTreeSet<String>) -> Option<&'n String> {
+    let fits =
+        |name: &&String| file.strip_prefix(&***name).is_some_and(|r| r.is_empty() || r.starts_with('_'));
+    names.iter().filter(fits).max_by_key(|n| n.len())
+}
+
+/// Names of the entries (`extern "C" __global__ void __launch_bounds__(..) name(`) of CUDA text.
+fn entries(text: &str) -> Vec<String> {
+    let code: String = text.lines().map(|l| l.split("//").next().unwrap_or("")).collect::<Vec<_>>().join(" ");
+    let name = |rest: &str| {
+        let rest = rest.split_once("void").expect("a kernel gives nothing back").1.trim_start();
+        let bounds = rest.strip_prefix("__launch_bounds__").map(|r| {
+            let mut depth = 0;
+            let end = r.find(|c| {
+                depth += i32::from(c == '(') - i32::from(c == ')');
+                c == ')' && depth == 0
+            });
+            &r[end.expect("a closed bracket") + 1..]
+        });
+        let name = bounds.unwrap_or(rest).trim_start();
+        name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+    };
+    code.split("extern \"C\"").skip(1).map(name).collect()
+}
+
 #[test]
-fn every_kernel_has_an_op() {
+fn every_kernel_belongs_to_an_op_that_says_so() {
     let kernels = stems("kernels", |p| p.extension().is_some_and(|e| e == "cu"));
     let names = names();
-    let orphans: Vec<_> = kernels.difference(&names).collect();
-    assert!(orphans.is_empty(), "kernels without an op: {orphans:?}");
+    let mut with_kernel = BTreeSet::new();
+    for file in &kernels {
+        let op = op_of(file, &names).unwrap_or_else(|| panic!("kernels/{file}.cu belongs to no op"));
+        with_kernel.insert(op.clone());
+        let text = std::fs::read_to_string(folder("kernels").join(format!("{file}.cu"))).unwrap();
+        let entries = entries(&text);
+        assert!(!entries.is_empty(), "kernels/{file}.cu has no `extern \"C\"` kernel");
+        for entry in entries {
+            let after = entry.strip_prefix(op.as_str());
+            assert!(
+                after.is_some_and(|r| r.starts_with('_')),
+                "kernels/{file}.cu: entry `{entry}` is not named {op}_.."
+            );
+        }
+    }
+    for e in REGISTRY {
+        let says = (e.cases)().iter().any(|c| c.op.has_kernel());
+        assert_eq!(
+            says,
+            with_kernel.contains(e.name),
+            "{}: has_kernel (left) and a file in kernels/",
+            e.name
+        );
+    }
+}
+
+#[test]
+fn entries_are_found_whatever_stands_around_them() {
+    let text = "// extern \"C\" in a comment\nextern \"C\" __global__ void\n__launch_bounds__(f(128), 2)\nadd_fwd(int n) {}\n\
+                extern \"C\" __global__ void add_bwd(const __grid_constant__ P p) {}";
+    assert_eq!(entries(text), ["add_fwd", "add_bwd"]);
+    let names: BTreeSet<String> = ["conv2d", "add", "add_x"].map(String::from).into();
+    assert_eq!(op_of("conv2d_depthwise", &names).map(String::as_str), Some("conv2d"));
+    assert_eq!(op_of("add_x_fast", &names).map(String::as_str), Some("add_x"));
+    assert_eq!(op_of("adds", &names), None);
 }
 
 #[test]

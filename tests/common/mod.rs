@@ -253,6 +253,51 @@ impl Golden {
         f64::max(tolerance.of_max, 30.0 * self.noise(name)) * max_abs(want) + tolerance.absolute
     }
 
+    /// Compares values that were computed with narrow operands on a device. Each may be off, in the L2 norm and in its worst
+    /// element, by twice as much as the same value of the same computation on the host with the same operands rounded, or
+    /// as the median of these, where chance made that one better. Images are NHWC.
+    pub fn check_rounded(&self, device: &[(String, Tensor)], host: &[(String, Tensor)]) {
+        let errors = |values: &[(String, Tensor)]| -> Vec<[f64; 2]> {
+            values.iter().map(|(name, t)| self.errors(name, t)).collect()
+        };
+        assert!(!device.is_empty() && device.len() == host.len(), "{}: nothing to compare", self.name);
+        let (got, limits) = (errors(device), errors(host));
+        for (which, norm) in ["L2 norm", "largest element"].into_iter().enumerate() {
+            let mut sorted: Vec<f64> = limits.iter().map(|e| e[which]).collect();
+            sorted.sort_by(f64::total_cmp);
+            let median = sorted[sorted.len() / 2];
+            assert!(median > 0.0, "{}: nothing was rounded", self.name);
+            for (i, (name, _)) in device.iter().enumerate() {
+                assert_eq!(*name, host[i].0, "{}: order of the values", self.name);
+                let (error, limit) = (got[i][which], 2.0 * limits[i][which].max(median));
+                assert!(
+                    error <= limit,
+                    "{}: {name}: error {error:.2e} relative to the {norm}; operands rounded on the host give {:.2e} \
+                     (median {median:.2e})",
+                    self.name,
+                    limits[i][which]
+                );
+                self.note(name);
+            }
+        }
+    }
+
+    /// Error of a value relative to the reference, in the L2 norm and of the largest element; NaN if it is not finite.
+    fn errors(&self, name: &str, got: &Tensor) -> [f64; 2] {
+        let want = self.get(name);
+        let got = if got.shape().len() == 4 { got.nhwc_to_nchw().unwrap() } else { got.clone() };
+        assert_eq!(got.elems(), want.elems(), "{}: {name}: {} {}", self.name, got.shape(), want.shape());
+        let (mut error, mut size, mut worst, mut largest) = (0.0, 0.0, 0.0f64, 1e-30f64);
+        for (&g, &w) in got.f32s().unwrap().iter().zip(want.f32s().unwrap()) {
+            let (d, w) = (f64::from(g) - f64::from(w), f64::from(w));
+            error += d * d;
+            size += w * w;
+            worst = if d.is_nan() { f64::NAN } else { worst.max(d.abs()) };
+            largest = largest.max(w.abs());
+        }
+        [(error / f64::max(size, 1e-60)).sqrt(), worst / largest]
+    }
+
     /// Notes that a tensor was compared by other means.
     pub fn note(&self, name: &str) {
         self.used.borrow_mut().insert(name.into());
