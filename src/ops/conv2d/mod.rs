@@ -309,8 +309,24 @@ pub fn cases() -> Vec<Case> {
             false,
         ),
         make("copies of four elements", sq(1, 1), [1, 6, 5, 12], 20, [3, 3], true, false),
-        make("depthwise, whole chunks", full([1, 1], [1, 1], [1, 1], 16), [1, 6, 5, 16], 16, [3, 3], true, false),
-        make("depthwise 7x7, small map", full([1, 1], [3, 3], [1, 1], 16), [2, 7, 7, 16], 16, [7, 7], true, false),
+        make(
+            "depthwise, whole chunks",
+            full([1, 1], [1, 1], [1, 1], 16),
+            [1, 6, 5, 16],
+            16,
+            [3, 3],
+            true,
+            false,
+        ),
+        make(
+            "depthwise 7x7, small map",
+            full([1, 1], [3, 3], [1, 1], 16),
+            [2, 7, 7, 16],
+            16,
+            [7, 7],
+            true,
+            false,
+        ),
         make("channel multiplier", full([1, 1], [1, 1], [1, 1], 3), [1, 5, 5, 3], 6, [3, 3], true, false),
     ];
     for (n, hw, ci, co, k, stride) in [
