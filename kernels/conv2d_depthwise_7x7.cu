@@ -98,12 +98,12 @@ template <int COUNT> struct RowCopy {
 // ---- forward and dgrad ----
 
 constexpr int RING = 4;
-constexpr int WARP_FLOATS = (RING * REACH + STRIP) * CHANNELS;
 
 template <bool FLIP>
 static __device__ __forceinline__ void correlate(const Map &from, const Map &to, float *out, int images, int c, int pad_h,
                                                  int pad_w, int segment, const float *weight, const float *bias) {
     extern __shared__ __align__(16) float shared[];
+    constexpr int WARP_FLOATS = (RING * REACH + STRIP) * CHANNELS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int c0 = blockIdx.x * CHANNELS, channels = min(CHANNELS, c - c0);
 

@@ -67,8 +67,14 @@ impl Buffer {
     /// Says that the work enqueued on `stream` until now uses the buffer. Needless for the compute stream.
     ///
     /// # Errors
-    /// The event that marks this point cannot be recorded.
+    /// The event that marks this point cannot be recorded, or the stream is being captured: it would happen at every launch.
     pub fn used_on(&self, stream: &Stream) -> Result<()> {
+        if stream.is_capturing()? {
+            return Err(Error::device(format!(
+                "the use of {self:?} cannot be noted while its stream is captured"
+            ))
+            .with_remedy("hand the buffer to `Graph::keep` instead"));
+        }
         let event = stream.record()?;
         let mut uses = self.0.uses.lock().unwrap_or_else(PoisonError::into_inner);
         // What has happened needs no guard.

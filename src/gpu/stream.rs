@@ -84,17 +84,22 @@ impl Stream {
         check(unsafe { sys::cuStreamWaitEvent(self.0.handle, event.handle(), 0) }, "cuStreamWaitEvent")
     }
 
-    /// Refuses what cannot be part of a captured graph: copies that use host memory.
-    pub(super) fn expect_no_capture(&self, what: &str) -> Result<()> {
+    /// Whether what is enqueued is recorded instead of done.
+    pub(super) fn is_capturing(&self) -> Result<bool> {
         self.context().make_current()?;
         let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         // SAFETY: the pointer is to a live value, and the stream is alive.
         check(unsafe { sys::cuStreamIsCapturing(self.0.handle, &mut status) }, "cuStreamIsCapturing")?;
-        match status {
-            sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Ok(()),
-            _ => Err(Error::device(format!("{what} cannot be captured: host memory does not stay as it is"))
-                .with_remedy("copy before the capture or between launches of the graph")),
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    /// Refuses what cannot be part of a captured graph: copies that use host memory.
+    pub(super) fn expect_no_capture(&self, what: &str) -> Result<()> {
+        if !self.is_capturing()? {
+            return Ok(());
         }
+        Err(Error::device(format!("{what} cannot be captured: host memory does not stay as it is"))
+            .with_remedy("copy before the capture or between launches of the graph"))
     }
 
     /// Waits until everything enqueued is done.

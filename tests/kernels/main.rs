@@ -11,7 +11,6 @@ mod blessed;
 mod cases;
 mod checks;
 mod counters;
-mod cubin;
 mod fused;
 mod limits;
 mod page;

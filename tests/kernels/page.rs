@@ -2,7 +2,7 @@
 
 use crate::cases::{self, Name, Ran};
 use crate::counters::{Bytes, Waves};
-use crate::{blessed, fused, limits, tiles};
+use crate::{blessed, fused, limits, snapshot, tiles};
 use dtk::ops::{REGISTRY, kernel_variants};
 use ptxsim::card::Card;
 use serde_json::Value;
@@ -166,7 +166,9 @@ fn every_variant_is_run_by_a_case_and_the_page_tells_it() {
         };
         let shared = ran.iter().filter_map(|(r, _)| r.counters.as_ref()).map(|c| c.shared_bytes).max();
         let (shared, Ran { threads, registers, .. }) = (shared.unwrap_or(0), ran[0].0);
-        let held = Card::sm90().occupancy(*threads, *registers, shared);
+        // Another compilation may have come out with others.
+        let registers = snapshot::recorded_registers(kernel).unwrap_or(*registers);
+        let held = Card::sm90().occupancy(*threads, registers, shared);
         let name = kernel.entry.strip_prefix(op).unwrap_or(&kernel.entry).trim_start_matches('_');
         writeln!(
             text,
