@@ -1,8 +1,9 @@
 //! Matrix products on a CUDA device whose rows may be pixels under the taps of a kernel: what conv2d and linear launch.
 //!
-//! [`gather`] is the forward pass and the input gradient, [`pixels`] the weight gradient; both pick a [`tile`] for the
-//! product ([`table`] holds those that were measured), fill the kernel's [`params`] and launch it on the compute stream. The maths is in `kernels/conv2d.cu` and
-//! `kernels/linear.cu`, whose entries are named after the op; what they share lies in `kernels/tile`.
+//! `gather` is the forward pass and the input gradient, `pixels` the weight gradient; both pick a [`tile`] for the product
+//! ([`table`] holds those that were measured), fill the kernel's parameters (`params`) and launch it on the compute stream.
+//! The maths is in `kernels/conv2d.cu` and `kernels/linear.cu`, whose entries are named after the op; what they share lies
+//! in `kernels/tile`.
 
 pub(super) mod gather;
 pub(super) mod params;
