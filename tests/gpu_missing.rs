@@ -161,6 +161,18 @@ fn commands_that_compute_on_the_cpu_only_say_so() {
 }
 
 #[test]
+fn tiles_that_cannot_be_had_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, value, needles) in [
+        ("DTK_TILES", "none.json", ["DTK_TILES", "none.json"]),
+        ("DTK_TILE", "wide", ["DTK_TILE", "such as 128x64"]),
+    ] {
+        let Some(mut dtk) = dtk(dir.path(), &["check", "linear", "--device", "cuda"]) else { return };
+        says(dtk.env(name, value), 1, &needles);
+    }
+}
+
+#[test]
 fn warming_takes_architectures_by_name() {
     let dir = tempfile::tempdir().unwrap();
     for (arch, code, needle) in [("sm_75", 1, "7.5 is too old"), ("fast", 2, "`fast` is no GPU architecture")]

@@ -292,7 +292,8 @@ impl Golden {
             let (d, w) = (f64::from(g) - f64::from(w), f64::from(w));
             error += d * d;
             size += w * w;
-            worst = if d.is_nan() { f64::NAN } else { worst.max(d.abs()) };
+            // Once NaN, always NaN: `max` would forget it.
+            worst = if d.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(d.abs()) };
             largest = largest.max(w.abs());
         }
         [(error / f64::max(size, 1e-60)).sqrt(), worst / largest]

@@ -26,7 +26,7 @@ pub struct Found {
 impl Found {
     /// For people: the product, the model's choice, and a faster one.
     pub fn line(&self) -> String {
-        let Product { dtype, m, n, k, count, .. } = self.product;
+        let Product { kind, dtype, m, n, k, count, .. } = self.product;
         let name = |((t, splits), ms): (Choice, f64)| {
             format!("{}x{}x{}/{} {splits:2} {ms:8.4} ms", t.bm, t.bn, t.bk, t.stages)
         };
@@ -34,7 +34,7 @@ impl Found {
             true => "fastest".into(),
             false => format!("{}, {:.2} times as fast", name(self.best), self.model.1 / self.best.1),
         };
-        format!("{dtype} {m} x {n} x {k}, {count} times: {}: {better}", name(self.model))
+        format!("{kind:?} {dtype} {m} x {n} x {k}, {count} times: {}: {better}", name(self.model))
     }
 }
 
@@ -97,10 +97,12 @@ pub fn tune(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::implicit_gemm::tile::Kind;
 
     #[test]
     fn the_fastest_wins_if_it_gains_clearly() {
         let p = Product {
+            kind: Kind::Forward,
             dtype: DType::Bf16,
             width: 8,
             m: 512,

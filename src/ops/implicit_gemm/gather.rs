@@ -2,7 +2,7 @@
 
 use super::params::{self, Axis, Epilogue, MAX_SEGMENTS};
 use super::table::choose;
-use super::tile::Product;
+use super::tile::{Kind, Product};
 use super::{Class, Family, Pass, common_width, int};
 use crate::base::DType;
 use crate::error::{Error, Result};
@@ -153,6 +153,7 @@ impl Gather {
         let m = unit_images * pixels;
         let k: usize = self.segments.iter().map(|s| self.taps(s) * s.channels).sum();
         let product = Product {
+            kind: if self.pass == Pass::Fwd { Kind::Forward } else { Kind::InputGradient },
             dtype: self.dtype,
             width: class.width,
             m,
@@ -161,7 +162,7 @@ impl Gather {
             count: units * self.groups * phases,
             multiprocessors: gpu.info().multiprocessors as usize,
         };
-        let (tile, splits) = choose(&product);
+        let (tile, splits) = choose(&product)?;
         let steps: usize = self.segments.iter().map(|s| (self.taps(s) * s.channels).div_ceil(tile.bk)).sum();
         let steps_per_split = steps.div_ceil(splits).max(1);
         let splits = steps.div_ceil(steps_per_split).max(1);

@@ -2,7 +2,7 @@
 
 use super::params;
 use super::table::choose;
-use super::tile::Product;
+use super::tile::{Kind, Product};
 use super::{Class, Family, Pass, common_width, int};
 use crate::base::{DType, Shape};
 use crate::error::Result;
@@ -48,6 +48,7 @@ impl Pixels {
             ..Class::new(self.family, Pass::Wgrad, self.dtype)
         };
         let (tile, splits) = choose(&Product {
+            kind: Kind::WeightGradient,
             dtype: self.dtype,
             width: class.width,
             m: self.rows,
@@ -55,7 +56,7 @@ impl Pixels {
             k: pixels,
             count: self.groups,
             multiprocessors: gpu.info().multiprocessors as usize,
-        });
+        })?;
         let per_split = pixels.div_ceil(splits).next_multiple_of(tile.bk);
         let splits = pixels.div_ceil(per_split);
         let all_rows = self.groups * self.rows;

@@ -2,14 +2,16 @@
 //!
 //! `kernels/tiles.json` is part of the program; `DTK_TILES` names another file in its place. `dtk bench --tune` writes
 //! one on a card. A product that is not in the table, or whose tile is no candidate any more, gets the model's choice.
+//! `DTK_TILE=128x64` gives all products that have a tile of these rows and columns that one, for testing and measuring.
 
-use super::tile::{self, Product, Tile, candidates};
+use super::tile::{self, Kind, Product, Tile, candidates};
 use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::tensor::write_atomically;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -36,6 +38,7 @@ pub struct TileTable {
 #[serde(deny_unknown_fields)]
 struct Row {
     card: String,
+    kind: Kind,
     dtype: String,
     width: usize,
     m: usize,
@@ -53,8 +56,8 @@ struct Row {
 impl Row {
     fn product(&self) -> Option<Product> {
         let dtype = [DType::Bf16, DType::F32].into_iter().find(|d| d.to_string() == self.dtype)?;
-        let Row { width, m, n, k, count, multiprocessors, .. } = *self;
-        Some(Product { dtype, width, m, n, k, count, multiprocessors })
+        let Row { kind, width, m, n, k, count, multiprocessors, .. } = *self;
+        Some(Product { kind, dtype, width, m, n, k, count, multiprocessors })
     }
 
     fn choice(&self) -> Choice {
@@ -119,6 +122,7 @@ impl TileTable {
         self.rows.retain(|r| r.product() != Some(*p));
         self.rows.push(Row {
             card: card.into(),
+            kind: p.kind,
             dtype: p.dtype.to_string(),
             width: p.width,
             m: p.m,
@@ -138,15 +142,53 @@ impl TileTable {
     }
 }
 
-/// The choices in use: those of the file in `DTK_TILES`, else the built-in ones.
-fn measured() -> &'static HashMap<Product, Choice> {
-    static TABLE: OnceLock<HashMap<Product, Choice>> = OnceLock::new();
-    TABLE.get_or_init(|| {
-        let given = std::env::var_os("DTK_TILES").map(|file| TileTable::load(Path::new(&file)));
-        let table = given.unwrap_or_else(|| TileTable::parse(BUILT_IN, Path::new("kernels/tiles.json")));
-        // A table only makes kernels faster: without one the model chooses. `dtk bench --tune` reports a broken file.
-        table.map(|t| t.choices()).unwrap_or_default()
-    })
+/// What the environment says of tiles, and the table in use.
+#[derive(Debug)]
+struct Settings {
+    /// Rows and columns of the tile that `DTK_TILE` asks for.
+    asked: Option<(usize, usize)>,
+    /// The choices of the file in `DTK_TILES`, else the built-in ones.
+    measured: HashMap<Product, Choice>,
+}
+
+impl Settings {
+    fn read(tile: Option<OsString>, table: Option<OsString>) -> Result<Settings> {
+        let asked = match &tile {
+            None => None,
+            Some(text) => Some(rows_and_columns(text).ok_or_else(|| {
+                Error::usage(format!("{} names no tile", text.display()))
+                    .with_key("DTK_TILE")
+                    .with_remedy("write rows x columns of a block, such as 128x64")
+            })?),
+        };
+        let table = match table {
+            Some(file) => TileTable::load(Path::new(&file)).map_err(|e| e.with_key("DTK_TILES"))?,
+            None => TileTable::parse(BUILT_IN, Path::new("kernels/tiles.json"))?,
+        };
+        Ok(Settings { asked, measured: table.choices() })
+    }
+
+    /// Those of this process, read once.
+    fn get() -> Result<&'static Settings> {
+        static SETTINGS: OnceLock<Result<Settings>> = OnceLock::new();
+        let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+        let settings = SETTINGS.get_or_init(|| Settings::read(var("DTK_TILE"), var("DTK_TILES")));
+        settings.as_ref().map_err(|e| Error::usage(e.to_string()))
+    }
+
+    fn choose(&self, p: &Product) -> Choice {
+        let is_asked = |t: &Tile| self.asked == Some((t.bm, t.bn));
+        if let Some(asked) = candidates(p).iter().find(|(t, _)| is_asked(t)) {
+            return tile::choose_among(p, std::slice::from_ref(asked));
+        }
+        self.measured.get(p).copied().unwrap_or_else(|| tile::choose(p))
+    }
+}
+
+/// `128x64`
+fn rows_and_columns(text: &OsStr) -> Option<(usize, usize)> {
+    let (bm, bn) = text.to_str()?.split_once('x')?;
+    Some((bm.parse().ok()?, bn.parse().ok()?))
 }
 
 #[derive(Default)]
@@ -174,15 +216,21 @@ pub fn trial<T>(forced: HashMap<Product, Choice>, work: impl FnOnce() -> T) -> (
     (result, seen)
 }
 
-/// The tile for a product, and into how many parts k is cut: what a [`trial`] says, else what was measured, else
-/// [`tile::choose`].
-pub(super) fn choose(p: &Product) -> Choice {
+/// The tile for a product, and into how many parts k is cut: what a [`trial`] says, else `DTK_TILE`, else what was measured,
+/// else [`tile::choose`].
+///
+/// # Errors
+/// `DTK_TILE` names no tile, or `DTK_TILES` no table.
+pub(super) fn choose(p: &Product) -> Result<Choice> {
     let forced = TRIAL.with_borrow_mut(|t| {
         let trial = t.as_mut()?;
         trial.seen.push(*p);
         trial.forced.get(p).copied()
     });
-    forced.or_else(|| measured().get(p).copied()).unwrap_or_else(|| tile::choose(p))
+    match forced {
+        Some(choice) => Ok(choice),
+        None => Ok(Settings::get()?.choose(p)),
+    }
 }
 
 #[cfg(test)]
@@ -190,7 +238,8 @@ mod tests {
     use super::*;
 
     fn product(m: usize) -> Product {
-        Product { dtype: DType::Bf16, width: 8, m, n: 512, k: 4608, count: 1, multiprocessors: 132 }
+        let kind = Kind::Forward;
+        Product { kind, dtype: DType::Bf16, width: 8, m, n: 512, k: 4608, count: 1, multiprocessors: 132 }
     }
 
     #[test]
@@ -216,6 +265,8 @@ mod tests {
         }
         let choices = table.choices();
         assert_eq!(choices.len(), 2);
+        let gradient = Product { kind: Kind::InputGradient, ..product(1) };
+        assert!(!choices.contains_key(&gradient), "another pass is another product");
         assert_eq!((choices[&product(1)], choices[&product(2)]), ((tiles[2].0, 3), (tiles[1].0, 4)));
         // Tiles that are no candidates any more are passed over.
         let gone = Tile { bm: 7, ..tiles[0].0 };
@@ -232,11 +283,35 @@ mod tests {
     fn trials_force_and_list() {
         let (p, q) = (product(64), product(4096));
         let forced = (candidates(&p)[4].0, 7);
+        let choose = |p| choose(p).unwrap();
         assert_ne!(choose(&p), forced);
         let (got, seen) = trial(HashMap::from([(p, forced)]), || (choose(&p), choose(&q)));
         assert_eq!((got, seen), ((forced, choose(&q)), vec![p, q]));
         assert_eq!(choose(&p), tile::choose(&p), "only inside");
         let panicked = std::panic::catch_unwind(|| trial(HashMap::from([(p, forced)]), || panic!("x")));
         assert!(panicked.is_err() && choose(&p) == tile::choose(&p));
+    }
+
+    #[test]
+    fn the_environment_comes_before_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tiles.json");
+        let (p, q) = (product(64), product(4096));
+        let mut table = TileTable::new();
+        let measured = (candidates(&p)[3].0, 5);
+        table.put("card", &p, measured, 0.5);
+        table.save(&path).unwrap();
+        let read = |tile: Option<&str>| Settings::read(tile.map(OsString::from), Some(path.clone().into()));
+        let settings = read(None).unwrap();
+        assert_eq!((settings.choose(&p), settings.choose(&q)), (measured, tile::choose(&q)));
+        let asked = read(Some("64x32")).unwrap().choose(&p).0;
+        assert_eq!((asked.bm, asked.bn), (64, 32), "what is asked for comes before what was measured");
+        assert_eq!(read(Some("7x9")).unwrap().choose(&p), measured, "no product has that tile");
+        for wrong in ["64", "x", "64x", "axb", "64x-1"] {
+            let e = read(Some(wrong)).unwrap_err();
+            assert!(e.is_usage() && e.to_string().contains("DTK_TILE"), "{e}");
+        }
+        let gone = Settings::read(None, Some(dir.path().join("gone").into())).unwrap_err();
+        assert!(gone.is_io() && gone.to_string().contains("DTK_TILES"), "{gone}");
     }
 }

@@ -1,6 +1,7 @@
 //! Tiles: how a product is cut into blocks, warps and steps of k, and which cut a problem gets.
 
 use crate::base::DType;
+use serde::{Deserialize, Serialize};
 
 /// One way to cut a product: `kernels/tile/gemm_mainloop.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,9 +46,23 @@ const BLOCK_COST: f64 = 128.0 * 128.0 * 128.0;
 /// The fewest steps of k of a split.
 const SPLIT_STEPS: usize = 4;
 
+/// What a product computes, and with it how its operands lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The forward pass: rows of both operands run along k.
+    Forward,
+    /// The input gradient: rows of the weight run along n.
+    InputGradient,
+    /// The weight gradient: rows of both run along m and n.
+    WeightGradient,
+}
+
 /// A product as far as the choice depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Product {
+    /// What it computes.
+    pub kind: Kind,
     /// Element type of the operands.
     pub dtype: DType,
     /// Elements of a copy.
@@ -79,9 +94,11 @@ pub fn candidates(p: &Product) -> &'static [(Tile, f64)] {
 /// the multiprocessor with the most blocks, each of which costs its padded multiply-adds over the tile's speed, and something
 /// to begin.
 pub fn choose(p: &Product) -> (Tile, usize) {
-    let all = candidates(p);
-    let forced = all.iter().position(|(t, _)| is_forced(t, std::env::var("DTK_TILE").ok().as_deref()));
-    let all = forced.map_or(all, |i| &all[i..=i]);
+    choose_among(p, candidates(p))
+}
+
+/// As [`choose`], among some of the candidates; there is at least one.
+pub(super) fn choose_among(p: &Product, all: &[(Tile, f64)]) -> (Tile, usize) {
     let mut best = (f64::INFINITY, all[0].0, 1);
     for &(t, speed) in all {
         let steps = p.k.div_ceil(t.bk);
@@ -103,14 +120,6 @@ pub fn choose(p: &Product) -> (Tile, usize) {
     (best.1, best.2)
 }
 
-/// Whether `DTK_TILE` (`128x64`: rows and columns of a block) names this tile. It is for measuring and testing tiles: where
-/// it is set, products that have that tile get it.
-fn is_forced(t: &Tile, wanted: Option<&str>) -> bool {
-    wanted
-        .and_then(|w| w.split_once('x'))
-        .is_some_and(|(bm, bn)| bm.parse() == Ok(t.bm) && bn.parse() == Ok(t.bn))
-}
-
 impl Tile {
     /// Threads of a block.
     pub fn threads(&self) -> usize {
@@ -128,7 +137,8 @@ impl Tile {
 
     /// Every tile for operands of a type and copies of a width.
     pub fn all(dtype: DType, width: usize) -> impl Iterator<Item = Tile> {
-        let p = Product { dtype, width, m: 1, n: 1, k: 1, count: 1, multiprocessors: 1 };
+        let kind = Kind::Forward;
+        let p = Product { kind, dtype, width, m: 1, n: 1, k: 1, count: 1, multiprocessors: 1 };
         candidates(&p).iter().map(|(t, _)| *t)
     }
 }
@@ -138,7 +148,8 @@ mod tests {
     use super::*;
 
     fn product(m: usize, n: usize, k: usize) -> Product {
-        Product { dtype: DType::Bf16, width: 8, m, n, k, count: 1, multiprocessors: 132 }
+        let kind = Kind::Forward;
+        Product { kind, dtype: DType::Bf16, width: 8, m, n, k, count: 1, multiprocessors: 132 }
     }
 
     #[test]
@@ -154,16 +165,6 @@ mod tests {
         assert!(splits > 1 && t.bm <= 64, "{t:?} {splits}");
         let (_, splits) = choose(&product(64, 1024, 64));
         assert_eq!(splits, 1, "one step of k has no parts");
-    }
-
-    #[test]
-    fn a_tile_can_be_asked_for() {
-        let named = |text| BF16.iter().filter(|(t, _)| is_forced(t, Some(text))).count();
-        assert_eq!(
-            (named("128x64"), named("64x32"), named("64x128"), named("64"), named("x")),
-            (1, 1, 0, 0, 0)
-        );
-        assert!(!is_forced(&BF16[0].0, None));
     }
 
     #[test]
