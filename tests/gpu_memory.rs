@@ -64,12 +64,16 @@ fn a_graph_does_its_work_at_every_launch() {
         let kernel = copy_add(&gpu);
         let (x, y) = (upload(&gpu, &[1.0; 100]), upload(&gpu, &[0.0; 100]));
         let live = gpu.memory().live_bytes;
+        let before = upload(&gpu, &[0.0; 100]);
         let mut graph = gpu
             .stream()
             .capture(|| {
                 // Memory of the capture is the graph's: nobody else gets it while the graph lives.
                 let between = gpu.alloc(400, "between")?;
-                launch(&kernel, gpu.stream(), &x, &between, 2.0)?;
+                launch(&kernel, gpu.stream(), &x, &before, 2.0)?;
+                launch(&kernel, gpu.stream(), &before, &between, 0.0)?;
+                // Nor does anybody get what is given back while the capture uses it.
+                drop(before);
                 launch(&kernel, gpu.stream(), &between, &y, 0.5)?;
                 launch(&kernel, gpu.stream(), &y, &x, 0.0)
             })
