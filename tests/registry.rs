@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Files of `src/ops` that are no ops.
-const INFRASTRUCTURE: [&str; 8] =
-    ["mod", "run", "case", "check", "support", "implicit_gemm", "offload", "variants"];
+const INFRASTRUCTURE: [&str; 9] =
+    ["mod", "run", "case", "check", "support", "implicit_gemm", "kernel", "offload", "variants"];
 /// Ops that only move data: no floating-point operation.
 const NO_ARITHMETIC: [&str; 2] = ["concat", "embedding"];
 

@@ -9,6 +9,7 @@
 mod case;
 pub mod check;
 pub mod implicit_gemm;
+mod kernel;
 mod offload;
 mod run;
 mod support;

@@ -2,8 +2,9 @@
 
 use crate::base::DType;
 use crate::error::Result;
-use crate::gpu::{Defines, Gpu, Grid};
+use crate::gpu::{Gpu, Grid};
 use crate::ops::implicit_gemm::{int, operand_dtype};
+use crate::ops::kernel::Call;
 use crate::ops::variants::Variant;
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
@@ -43,21 +44,14 @@ fn parts(dtype: DType, rows: usize, columns: usize, multiprocessors: usize) -> u
     enough.min(rows.div_ceil(ROWS_OF_PART)).max(1)
 }
 
-fn variant(dtype: DType, wide: bool) -> Variant {
-    Variant {
-        source: "conv2d_bias_grad.cu",
-        entry: "conv2d_bias_grad_sum",
-        defines: Defines::new()
-            .set("PARAMS_BYTES", size_of::<Params>())
-            .set("T_BF16", u8::from(dtype == DType::Bf16))
-            .set("VEC", u8::from(wide)),
-    }
+fn call(dtype: DType, wide: bool) -> Call {
+    Call::new("conv2d_bias_grad.cu", "conv2d_bias_grad_sum").dtype(dtype).set("VEC", u8::from(wide))
 }
 
 /// Every variant that may be launched.
 pub(in crate::ops) fn variants() -> Vec<Variant> {
     let all = [(DType::F32, true), (DType::F32, false), (DType::Bf16, true), (DType::Bf16, false)];
-    all.into_iter().map(|(dtype, wide)| variant(dtype, wide)).collect()
+    all.into_iter().map(|(dtype, wide)| call(dtype, wide).variant::<Params>()).collect()
 }
 
 /// The sums of the columns of `[rows, columns]`, in two passes over memory of the caller's: parts of the rows, then the parts.
@@ -95,13 +89,12 @@ impl ColumnSum {
                 rows: int("conv2d", "rows", rows + MOST_ROWS_AHEAD)? - MOST_ROWS_AHEAD as i32,
                 columns: int("conv2d", "channels", columns)?,
             };
-            let v = variant(dtype, is_wide(dtype, columns));
             let grid = Grid {
                 grid: [blocks(dtype, columns) as u32, parts as u32, 1],
                 block: THREADS as u32,
                 shared_bytes: 0,
             };
-            gpu.kernel(v.source, v.entry, &v.defines)?.launch(gpu.stream(), grid, &p)
+            call(dtype, is_wide(dtype, columns)).launch(gpu, grid, &p)
         };
         if self.parts == 1 {
             return pass(self.dtype, self.rows, 1, input, output);
