@@ -152,12 +152,20 @@ fn the_cache_is_described() {
 }
 
 #[test]
-fn commands_that_compute_on_the_cpu_only_say_so() {
+fn training_without_the_compiler_says_so() {
     let dir = tempfile::tempdir().unwrap();
     for command in ["train", "features"] {
         let Some(mut dtk) = dtk(dir.path(), &[command, "--device", "cuda"]) else { return };
-        says(dtk.current_dir(dir.path()), 1, &["does not run on cuda:0", "CUDA kernel", "--device cpu"]);
+        dtk.env("DTK_NVRTC_DIR", dir.path());
+        says(dtk.current_dir(dir.path()), 1, &["NVRTC", "missing", "nvidia-cuda-nvrtc"]);
     }
+}
+
+#[test]
+fn plans_of_features_are_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut dtk) = dtk(dir.path(), &["features", "--dry-run", "--device", "cuda"]) else { return };
+    says(&mut dtk, 2, &["--device", "train --dry-run"]);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 #[path = "common/gpu.rs"]
 mod gpu;
 
-use dtk::base::{DType, Philox};
-use dtk::ops::{self, Offload, linear::Linear, silu::Silu};
+use dtk::base::{DType, Philox, Shape};
+use dtk::nn::{BatchNorm2d, Conv2d, DeviceParams, ParamStore};
+use dtk::ops::{self, Backward, Forward, Offload, Op, linear::Linear, silu::Silu};
 use dtk::tape::Tape;
 use dtk::tensor::{Device, Tensor};
 
@@ -37,12 +38,40 @@ fn tensors_go_there_and_come_back() {
     assert!(x.cuda_ptr().unwrap_err().to_string().contains("to_gpu"));
 }
 
+/// An op without a kernel.
+#[derive(Debug)]
+struct Silent;
+
+impl Op for Silent {
+    fn name(&self) -> &'static str {
+        "silent"
+    }
+    fn output_shape(&self, inputs: &[Shape]) -> dtk::Result<Shape> {
+        Ok(inputs[0])
+    }
+    fn forward(&self, inputs: &[&Tensor]) -> dtk::Result<Forward> {
+        Ok(inputs[0].clone().into())
+    }
+    fn save(&self, _: &[&Tensor], _: &Tensor) -> Vec<Tensor> {
+        Vec::new()
+    }
+    fn backward(&self, ctx: &Backward<'_>) -> dtk::Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(ctx.gy.clone())])
+    }
+    fn reference(&self, inputs: &[&Tensor]) -> dtk::Result<Tensor> {
+        Ok(inputs[0].clone())
+    }
+    fn flops(&self, _: &[Shape]) -> u64 {
+        0
+    }
+}
+
 #[test]
 fn operations_say_what_they_lack() {
     let Some(device) = gpu::device() else { return };
     let x = normal(&[4, 8], 1).to_gpu(&device).unwrap();
-    let e = ops::run(&Silu {}, &[&x]).err().expect("there is no kernel");
-    assert!(e.is_device() && e.to_string().contains("silu has no CUDA kernel yet"), "{e}");
+    let e = ops::run(&Silent {}, &[&x]).err().expect("there is no kernel");
+    assert!(e.is_device() && e.to_string().contains("silent has no CUDA kernel yet"), "{e}");
     let w = normal(&[3, 8], 2);
     let e = ops::run(&Linear {}, &[&x, &w]).err().expect("w is on the host");
     assert!(e.to_string().contains("different devices"), "{e}");
@@ -85,4 +114,69 @@ fn single_operations_of_a_network_run_there() {
         }
     }
     gpu::clean(&device);
+}
+
+#[test]
+fn parameters_go_there_and_come_back() {
+    let Some(device) = gpu::device() else { return };
+    let mut store = ParamStore::new();
+    let mut b = store.builder();
+    let conv = Conv2d::new(&mut b.pp("conv"), 4, 8, 3, 1, 1);
+    BatchNorm2d::new(&mut b.pp("norm"), 8, 1.0);
+    assert!(DeviceParams::new(&store, &device, DType::Bf16).is_err(), "there are no values yet");
+    store.init(5).unwrap();
+    let values = |s: &ParamStore| -> Vec<Vec<f64>> {
+        let wide = |t: &Tensor| t.to_cpu().unwrap().to_dtype(DType::F64).unwrap().into_vec().unwrap();
+        s.iter().map(|(_, p)| wide(p.value())).collect()
+    };
+    assert!(DeviceParams::new(&store, &device, DType::F16).err().unwrap().is_dtype());
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut there = DeviceParams::new(&store, &device, dtype).unwrap();
+        for (_, p) in there.store.iter() {
+            let operand = p.name() == "conv.weight";
+            let counter = p.name().ends_with("num_batches_tracked");
+            assert_eq!(p.value().gpu().is_none(), counter, "{}", p.name());
+            let want = if operand {
+                dtype
+            } else if counter {
+                DType::I64
+            } else {
+                DType::F32
+            };
+            assert_eq!(p.value().dtype(), want, "{}", p.name());
+        }
+        let names: Vec<&str> = there.masters.iter().map(|(id, _)| store.get(*id).name()).collect();
+        assert_eq!(names, ["conv.weight", "conv.bias", "norm.weight", "norm.bias"]);
+        let mut back = store.clone();
+        back.init(0).unwrap();
+        back.values_mut()
+            .filter(|v| v.3.dtype() == DType::F32)
+            .for_each(|v| *v.3 = Tensor::full(v.3.shape(), 9.0));
+        there.download(&mut back).unwrap();
+        assert_eq!(values(&back), values(&store), "masters are not rounded");
+
+        // New values go to the same places.
+        let places = |p: &DeviceParams| -> Vec<u64> {
+            let kept = p.store.iter().filter_map(|(_, p)| p.value().cuda_ptr().ok());
+            kept.chain(p.masters.iter().map(|(_, t)| t.cuda_ptr().unwrap())).collect()
+        };
+        let before = places(&there);
+        let mut other = store.clone();
+        other.values_mut().for_each(|v| {
+            *v.3 = match v.3.dtype() {
+                DType::F32 => normal(&v.3.shape(), 3),
+                _ => Tensor::from_vec([0; 0], vec![7i64]).unwrap(),
+            }
+        });
+        there.refresh_from(&other).unwrap();
+        assert_eq!(places(&there), before);
+        there.download(&mut back).unwrap();
+        assert_eq!(values(&back), values(&other));
+        let rounded = other.get(conv.weight()).value().to_dtype(dtype).unwrap().to_dtype(DType::F64).unwrap();
+        assert_eq!(values(&there.store)[conv.weight().index()], rounded.data::<f64>().unwrap());
+    }
+    let mut small = ParamStore::new();
+    Conv2d::new(&mut small.builder().pp("conv"), 4, 8, 3, 1, 1);
+    let there = DeviceParams::new(&store, &device, DType::F32).unwrap();
+    assert!(there.download(&mut small).unwrap_err().is_usage());
 }

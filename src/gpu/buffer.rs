@@ -88,16 +88,15 @@ impl Buffer {
         if host == self.bytes() {
             return Ok(());
         }
-        Err(Error::device(format!(
-            "sizes of a copy differ: {host} bytes on the host, {self:?} on the device"
-        )))
+        Err(Error::device(format!("sizes of a copy differ: {host} bytes on one side, {self:?} on the other")))
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let uses = std::mem::take(self.uses.get_mut().unwrap_or_else(PoisonError::into_inner));
-        if let Some(block) = self.block.take() {
+        // The host program's memory is given back to nobody.
+        if let Some(block) = self.block.take_if(|b| b.origin != Origin::Host) {
             self.memory.give(block, uses);
         }
     }
@@ -129,8 +128,12 @@ impl Gpu {
         if host.is_empty() {
             return Ok(());
         }
+        if self.is_planning() {
+            return Ok(());
+        }
         let stream = self.stream();
         stream.expect_no_capture("an upload")?;
+        let _current = self.context().make_current()?;
         // SAFETY: both sides have as many bytes as is said, and the host's outlive the wait below.
         let code =
             unsafe { sys::cuMemcpyHtoDAsync_v2(to.ptr(), host.as_ptr().cast(), host.len(), stream.handle()) };
@@ -149,6 +152,7 @@ impl Gpu {
         }
         let stream = self.stream();
         stream.expect_no_capture("a download")?;
+        let _current = self.context().make_current()?;
         // SAFETY: both sides have as many bytes as is said, and the host's are borrowed until the wait is over.
         let code = unsafe {
             sys::cuMemcpyDtoHAsync_v2(host.as_mut_ptr().cast(), from.ptr(), host.len(), stream.handle())
@@ -162,14 +166,58 @@ impl Gpu {
     /// # Errors
     /// Earlier work has failed.
     pub fn fill_byte(&self, buffer: &Buffer, value: u8) -> Result<()> {
-        if buffer.bytes() == 0 {
+        if buffer.bytes() == 0 || self.is_planning() {
             return Ok(());
         }
-        self.context().make_current()?;
+        let _current = self.context().make_current()?;
         // SAFETY: the buffer has as many bytes as is said.
         let code =
             unsafe { sys::cuMemsetD8Async(buffer.ptr(), value, buffer.bytes(), self.stream().handle()) };
         check(code, "cuMemsetD8Async")
+    }
+
+    /// Sets every 32-bit word of a buffer that is made of such, in the order of the compute stream.
+    ///
+    /// # Errors
+    /// The bytes are no whole words, or earlier work has failed.
+    pub fn fill_word(&self, buffer: &Buffer, value: u32) -> Result<()> {
+        if !buffer.bytes().is_multiple_of(size_of::<u32>()) {
+            return Err(Error::device(format!("{buffer:?} is not made of whole words")));
+        }
+        if buffer.bytes() == 0 || self.is_planning() {
+            return Ok(());
+        }
+        let _current = self.context().make_current()?;
+        let (words, stream) = (buffer.bytes() / size_of::<u32>(), self.stream().handle());
+        // SAFETY: the buffer has as many words as is said, and begins at a multiple of 16 bytes.
+        check(unsafe { sys::cuMemsetD32Async(buffer.ptr(), value, words, stream) }, "cuMemsetD32Async")
+    }
+
+    /// Copies one buffer to another of the same size, in the order of the compute stream.
+    ///
+    /// # Errors
+    /// The sizes differ, or earlier work has failed.
+    pub fn copy(&self, from: &Buffer, to: &Buffer) -> Result<()> {
+        to.same_size(from.bytes())?;
+        self.copy_part(from, 0, to)
+    }
+
+    /// Fills a buffer with what lies `offset` bytes into another one, in the order of the compute stream.
+    ///
+    /// # Errors
+    /// There are not so many bytes, or earlier work has failed.
+    pub fn copy_part(&self, from: &Buffer, offset: usize, to: &Buffer) -> Result<()> {
+        if offset.checked_add(to.bytes()).is_none_or(|end| end > from.bytes()) {
+            return Err(Error::device(format!("{from:?} has no {} bytes from {offset} on", to.bytes())));
+        }
+        if to.bytes() == 0 || self.is_planning() {
+            return Ok(());
+        }
+        let _current = self.context().make_current()?;
+        let (source, stream) = (from.ptr() + offset as u64, self.stream().handle());
+        // SAFETY: both sides have as many bytes as is said, which was checked above.
+        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to.ptr(), source, to.bytes(), stream) };
+        check(code, "cuMemcpyDtoD")
     }
 
     /// A further stream.

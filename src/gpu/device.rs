@@ -2,7 +2,7 @@
 
 use super::arch::Arch;
 use super::cache::KernelCache;
-use super::driver::Driver;
+use super::driver::{Driver, Simulator};
 use super::error::check;
 use super::kernels::Kernels;
 use super::memory::{Memory, Policy};
@@ -11,6 +11,7 @@ use super::trace::Trace;
 use crate::error::{Error, Result};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ pub struct Options {
     /// place held, would hide them.
     pub suballocate: Option<bool>,
 }
+
+/// The least bytes of a chunk where the options say nothing.
+pub(super) const CHUNK_BYTES: u64 = 64 << 20;
 
 /// What a device says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +67,41 @@ pub struct DeviceInfo {
     pub driver_version: (u32, u32),
 }
 
-/// The primary context of a device, which is shared with every other user of the device in the process.
+/// Whose a context is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// The device's primary context, which is shared with every other user of the device in the process.
+    Primary(sys::CUdevice),
+    /// The host program's: never released, and the program's own current context is put back after every call.
+    Host,
+}
+
+/// A context of a device.
 pub(super) struct Context {
-    driver: &'static Driver,
-    device: sys::CUdevice,
+    /// `None` on a planning device, which has neither driver nor context.
+    driver: Option<&'static Driver>,
+    owner: Owner,
     handle: sys::CUcontext,
     trace: Trace,
+}
+
+/// The calling thread's current context is dtk's for as long as this lives; drops are in reverse order, so the thread's stack
+/// of contexts ends as it began.
+#[must_use = "the context is current only while this lives"]
+pub(super) struct Current {
+    pushed: bool,
+    /// It belongs to the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if self.pushed {
+            let mut popped = ptr::null_mut();
+            // SAFETY: the pointer is to a live handle; what is popped was pushed when this was made.
+            let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
+        }
+    }
 }
 
 // SAFETY: the handle of a context may be used from any thread.
@@ -82,29 +115,82 @@ impl Context {
         // SAFETY: the pointer is to a live handle.
         let code = unsafe { sys::cuDevicePrimaryCtxRetain(&mut handle, device) };
         check(code, "cuDevicePrimaryCtxRetain")?;
-        Ok(Arc::new(Context { driver, device, handle, trace: Trace::default() }))
+        let (driver, owner) = (Some(driver), Owner::Primary(device));
+        Ok(Arc::new(Context { driver, owner, handle, trace: Trace::default() }))
+    }
+
+    /// The context of a host program, which outlives this value.
+    pub(super) fn of_host(driver: &'static Driver, handle: sys::CUcontext) -> Arc<Context> {
+        Arc::new(Context { driver: Some(driver), owner: Owner::Host, handle, trace: Trace::default() })
+    }
+
+    /// What stands for a context on a planning device.
+    pub(super) fn planning() -> Arc<Context> {
+        let handle = ptr::null_mut();
+        Arc::new(Context { driver: None, owner: Owner::Host, handle, trace: Trace::default() })
+    }
+
+    /// Whether this is no context.
+    pub(super) fn is_planning(&self) -> bool {
+        self.driver.is_none()
     }
 
     /// Makes this the context of the calling thread: before every call that needs one, whatever thread it is on and whatever
     /// another user of CUDA has left there. Costs some nanoseconds.
-    pub(super) fn make_current(&self) -> Result<()> {
-        // SAFETY: the context is retained as long as this value lives.
-        check(unsafe { sys::cuCtxSetCurrent(self.handle) }, "cuCtxSetCurrent")
+    ///
+    /// The primary context stays current. A host program's context does so only as long as the result lives: where it is
+    /// current already, which costs one question, nothing changes; else it is pushed, and popped in the end.
+    ///
+    /// # Errors
+    /// The driver refuses; or this is a planning device, so that whatever would need the driver is told there.
+    pub(super) fn make_current(&self) -> Result<Current> {
+        if self.is_planning() {
+            return Err(Error::device("a planning device works out what would be done, and does nothing")
+                .with_remedy("open a device for results"));
+        }
+        let current = |pushed| Current { pushed, _thread: PhantomData };
+        if self.owner != Owner::Host {
+            // SAFETY: the context is retained as long as this value lives.
+            check(unsafe { sys::cuCtxSetCurrent(self.handle) }, "cuCtxSetCurrent")?;
+            return Ok(current(false));
+        }
+        let mut now = ptr::null_mut();
+        // SAFETY: the pointer is to a live handle.
+        check(unsafe { sys::cuCtxGetCurrent(&mut now) }, "cuCtxGetCurrent")?;
+        if now == self.handle {
+            return Ok(current(false));
+        }
+        // SAFETY: the host program keeps the context as long as this value lives.
+        check(unsafe { sys::cuCtxPushCurrent_v2(self.handle) }, "cuCtxPushCurrent")?;
+        Ok(current(true))
+    }
+
+    /// Whether it is the context of this handle.
+    pub(super) fn is(&self, handle: sys::CUcontext) -> bool {
+        self.handle == handle
     }
 
     pub(super) fn trace(&self) -> &Trace {
         &self.trace
     }
 
-    pub(super) fn driver(&self) -> &'static Driver {
+    /// The driver; `None` on a planning device.
+    pub(super) fn driver(&self) -> Option<&'static Driver> {
         self.driver
+    }
+
+    /// The simulator's own functions, if this is the simulator.
+    pub(super) fn simulator(&self) -> Option<&'static Simulator> {
+        self.driver.and_then(Driver::simulator)
     }
 }
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained once in `retain`, released once here. A failure leaves nothing to be done.
-        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+        if let Owner::Primary(device) = self.owner {
+            // SAFETY: retained once in `retain`, released once here. A failure leaves nothing to be done.
+            let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(device) };
+        }
     }
 }
 
@@ -155,15 +241,42 @@ impl Gpu {
         let (device, info) = describe(driver, ordinal)?;
         let arch = Arch::of(info.compute_capability).map_err(|e| e.with_op(info.name.clone()))?;
         let context = Context::retain(driver, device)?;
+        Self::assemble(info, arch, context, options, Stream::new)
+    }
+
+    /// A device from its parts; `stream` makes the compute stream.
+    pub(super) fn assemble(
+        info: DeviceInfo,
+        arch: Arch,
+        context: Arc<Context>,
+        options: Options,
+        stream: impl FnOnce(&Arc<Memory>) -> Result<Stream>,
+    ) -> Result<Gpu> {
         let policy = Policy {
             limit: options.memory_limit_bytes,
-            chunk_bytes: options.chunk_bytes.unwrap_or(64 << 20).max(64 << 10),
+            chunk_bytes: options.chunk_bytes.unwrap_or(CHUNK_BYTES).max(64 << 10),
             suballocate: options.suballocate.unwrap_or(!info.simulated),
         };
         let memory = Arc::new(Memory::new(context, policy));
-        let stream = Stream::new(&memory)?;
         let kernels = Kernels::new(KernelCache::at(options.cache_dir.as_deref()));
+        Self::from_parts(info, arch, kernels, memory, stream)
+    }
+
+    /// Puts a device together; only its compute stream is new.
+    pub(super) fn from_parts(
+        info: DeviceInfo,
+        arch: Arch,
+        kernels: Kernels,
+        memory: Arc<Memory>,
+        stream: impl FnOnce(&Arc<Memory>) -> Result<Stream>,
+    ) -> Result<Gpu> {
+        let stream = stream(&memory)?;
         Ok(Gpu(Arc::new(Inner { info, arch, kernels, stream, memory })))
+    }
+
+    /// Whether both are the same opening of a device, with the same memory. Two openings of one device share nothing.
+    pub fn is(&self, other: &Gpu) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// What the device says about itself.
@@ -183,16 +296,16 @@ impl Gpu {
 
     /// The simulator's report on its launches, as JSON: counters and findings. `None` on a card.
     pub fn report_json(&self) -> Option<String> {
-        let simulator = self.context().driver().simulator()?;
+        let simulator = self.context().simulator()?;
         // After a fault the context is still there, but says so at every call.
-        let _ = self.context().make_current();
+        let _current = self.context().make_current();
         Some(simulator.report())
     }
 
     /// Makes the simulator forget its launches and findings. Does nothing on a card.
     pub fn report_clear(&self) {
-        if let Some(simulator) = self.context().driver().simulator() {
-            let _ = self.context().make_current();
+        if let Some(simulator) = self.context().simulator() {
+            let _current = self.context().make_current();
             simulator.clear();
         }
     }

@@ -23,7 +23,7 @@ unsafe impl Sync for Event {}
 impl Event {
     /// An event that is not recorded yet. One that keeps the time costs a little more.
     pub(super) fn new(context: &Arc<Context>, timing: bool) -> Result<Self> {
-        context.make_current()?;
+        let _current = context.make_current()?;
         let flags = match timing {
             true => sys::CUevent_flags::CU_EVENT_DEFAULT,
             false => sys::CUevent_flags::CU_EVENT_DISABLE_TIMING,
@@ -43,7 +43,7 @@ impl Event {
     /// # Errors
     /// Work before it has failed.
     pub fn is_done(&self) -> Result<bool> {
-        self.context.make_current()?;
+        let _current = self.context.make_current()?;
         // SAFETY: the event is alive.
         match outside_capture(|| unsafe { sys::cuEventQuery(self.handle) }) {
             sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
@@ -56,7 +56,7 @@ impl Event {
     /// # Errors
     /// Work before it has failed.
     pub fn synchronize(&self) -> Result<()> {
-        self.context.make_current()?;
+        let _current = self.context.make_current()?;
         // SAFETY: the event is alive.
         check(unsafe { sys::cuEventSynchronize(self.handle) }, "cuEventSynchronize")
     }
@@ -68,6 +68,7 @@ impl Event {
     pub fn elapsed_ms(&self, start: &Event) -> Result<f32> {
         start.synchronize()?;
         self.synchronize()?;
+        let _current = self.context.make_current()?;
         let mut elapsed = 0.0;
         // SAFETY: the pointer is to a live number, and both events are alive.
         let code = unsafe { sys::cuEventElapsedTime_v2(&mut elapsed, start.handle, self.handle) };
@@ -79,7 +80,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.context.make_current().is_ok() {
+        if let Ok(_current) = self.context.make_current() {
             // SAFETY: made in `new`, destroyed here and nowhere else. After a fault this fails and nothing is left to do.
             let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
         }

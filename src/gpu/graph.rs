@@ -36,21 +36,27 @@ impl Stream {
     /// another capture is under way. The stream is as before in any case.
     pub fn capture(&self, enqueue: impl FnOnce() -> Result<()>) -> Result<Graph> {
         let memory = self.memory();
-        memory.context().make_current()?;
+        if memory.context().is_planning() {
+            let lots = memory.begin_capture()?;
+            // Ends the capture on every way out, and gives the memory back but for the last.
+            let mut capture =
+                Capture { stream: self, lots: Some(lots), graph: ptr::null_mut(), begun: false };
+            enqueue()?;
+            capture.lots = None;
+            return Ok(Graph { exec: ptr::null_mut(), kept: Vec::new(), memory: Arc::clone(memory), lots });
+        }
         let mut capture = Capture {
             stream: self,
             lots: Some(memory.begin_capture()?),
             graph: ptr::null_mut(),
             begun: false,
         };
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive and its context is current.
-        check(unsafe { sys::cuStreamBeginCapture_v2(self.handle(), mode) }, "cuStreamBeginCapture")?;
-        capture.begun = true;
+        capture.begin()?;
         enqueue()?;
         capture.end().map_err(|e| {
             e.with_remedy("inside a capture do not wait for the device; run the same work once before")
         })?;
+        let _current = memory.context().make_current()?;
         let mut exec = ptr::null_mut();
         // SAFETY: the pointer is to a live handle; the capture has ended and given this graph.
         let code = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, capture.graph, 0) };
@@ -82,11 +88,20 @@ struct Capture<'a> {
 }
 
 impl Capture<'_> {
+    fn begin(&mut self) -> Result<()> {
+        let _current = self.stream.memory().context().make_current()?;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive and its context is current.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream.handle(), mode) }, "cuStreamBeginCapture")?;
+        self.begun = true;
+        Ok(())
+    }
+
     fn end(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.begun) {
             return Ok(());
         }
-        self.stream.memory().context().make_current()?;
+        let _current = self.stream.memory().context().make_current()?;
         // SAFETY: the pointer is to a live handle, and the stream is alive and capturing. A capture that was spoilt gives no
         // graph and ends all the same.
         check(unsafe { sys::cuStreamEndCapture(self.stream.handle(), &mut self.graph) }, "cuStreamEndCapture")
@@ -100,6 +115,7 @@ impl Drop for Capture<'_> {
         let memory = self.stream.memory();
         memory.end_capture();
         if !self.graph.is_null() {
+            let _current = memory.context().make_current();
             // SAFETY: the graph is destroyed once; what was instantiated from it stays.
             let _ = unsafe { sys::cuGraphDestroy(self.graph) };
         }
@@ -115,7 +131,7 @@ impl Graph {
     /// # Errors
     /// The driver refuses, or earlier work has failed.
     pub fn launch(&mut self, stream: &Stream) -> Result<()> {
-        self.memory.context().make_current()?;
+        let _current = self.memory.context().make_current()?;
         // SAFETY: both are alive, and `&mut self` keeps launches of one graph apart.
         check(unsafe { sys::cuGraphLaunch(self.exec, stream.handle()) }, "cuGraphLaunch")
     }
@@ -129,6 +145,7 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         // Its launches may still run, on any stream, in the memory that goes with it.
+        let _current = self.memory.context().make_current();
         if self.memory.synchronize().is_ok() {
             // SAFETY: the executable graph is destroyed once, and nothing of it runs.
             let _ = unsafe { sys::cuGraphExecDestroy(self.exec) };

@@ -44,7 +44,9 @@ impl Kernels {
             return Ok(module.clone());
         }
         let nvrtc = Nvrtc::find()?;
-        nvrtc::check_driver(context.driver().version(), nvrtc.version())?;
+        if let Some(driver) = context.driver() {
+            nvrtc::check_driver(driver.version(), nvrtc.version())?;
+        }
         let (image, _) = self.cache.image(source, defines, arch)?;
         let module = Arc::new(Module::load(context, &image, source.name())?);
         *place = Some(module.clone());
@@ -71,12 +73,15 @@ impl Gpu {
     /// # Errors
     /// Those of [`Gpu::kernel`].
     pub fn kernel_of(&self, source: &Source, entry: &str, defines: &Defines) -> Result<Kernel> {
-        let module = self.kernels().module(self.context(), source, defines, self.arch())?;
         let identity = Identity {
             source: source.name().to_string(),
             entry: entry.to_string(),
             defines: defines.clone(),
         };
+        if self.is_planning() {
+            return Ok(Kernel::planned(self.context(), identity, self.info().shared_per_block_optin_bytes));
+        }
+        let module = self.kernels().module(self.context(), source, defines, self.arch())?;
         Kernel::of(module, identity, self.info().shared_per_block_optin_bytes)
     }
 

@@ -1,5 +1,6 @@
 //! Kernels and their launches.
 
+use super::device::Context;
 use super::error::{check, explain};
 use super::module::Module;
 use super::nvrtc::Resources;
@@ -70,16 +71,24 @@ impl Grid {
     }
 }
 
+/// The code of a kernel.
+struct Loaded {
+    /// Keeps the code where it is.
+    _module: Arc<Module>,
+    function: sys::CUfunction,
+    param_bytes: usize,
+}
+
 /// One variant of a kernel, loaded. Clones are the same kernel.
 #[derive(Clone)]
 pub struct Kernel(Arc<Inner>);
 
 struct Inner {
-    module: Arc<Module>,
-    function: sys::CUfunction,
+    /// `None` on a planning device.
+    loaded: Option<Loaded>,
+    context: Arc<Context>,
     identity: Identity,
     name: String,
-    param_bytes: usize,
     resources: Resources,
     most_shared: u32,
     /// What the driver was last told that a block may have of dynamic shared memory.
@@ -103,9 +112,23 @@ impl Kernel {
         let name = identity.to_string();
         let (function, param_bytes, resources) = module.entry(&identity.entry, &name)?;
         let allowed_shared = AtomicU32::new(SHARED_UNASKED.saturating_sub(resources.static_shared_bytes));
-        let inner =
-            Inner { module, function, identity, name, param_bytes, resources, most_shared, allowed_shared };
+        let context = module.context().clone();
+        let loaded = Some(Loaded { _module: module, function, param_bytes });
+        let inner = Inner { loaded, context, identity, name, resources, most_shared, allowed_shared };
         Ok(Kernel(Arc::new(inner)))
+    }
+
+    /// A kernel whose launches are only noted.
+    pub(super) fn planned(context: &Arc<Context>, identity: Identity, most_shared: u32) -> Kernel {
+        Kernel(Arc::new(Inner {
+            loaded: None,
+            context: context.clone(),
+            name: identity.to_string(),
+            identity,
+            resources: Resources::default(),
+            most_shared,
+            allowed_shared: AtomicU32::new(0),
+        }))
     }
 
     /// Source, entry and defines: `conv2d.cu: conv2d_fwd -DBF16=1 -DBM=128`.
@@ -127,24 +150,28 @@ impl Kernel {
     pub fn launch<P: Pod>(&self, stream: &Stream, grid: Grid, params: &P) -> Result<()> {
         let k = &*self.0;
         let wrong = |why: String| Error::device(format!("cannot launch {grid}: {why}")).with_op(self.name());
-        if size_of::<P>() != k.param_bytes {
-            let (given, taken) = (size_of::<P>(), k.param_bytes);
-            return Err(wrong(format!("the parameter has {given} bytes, the kernel takes {taken}")));
-        }
         grid.check(k.resources.static_shared_bytes, k.most_shared).map_err(wrong)?;
-        if !Arc::ptr_eq(stream.context(), k.module.context()) {
+        if !Arc::ptr_eq(stream.context(), &k.context) {
             return Err(wrong(
                 "the stream belongs to another device, or to another opening of this one".into(),
             ));
         }
-        k.module.context().make_current()?;
+        let Some(loaded) = &k.loaded else {
+            k.context.trace().note(&k.identity, grid, &k.resources);
+            return Ok(());
+        };
+        if size_of::<P>() != loaded.param_bytes {
+            let (given, taken) = (size_of::<P>(), loaded.param_bytes);
+            return Err(wrong(format!("the parameter has {given} bytes, the kernel takes {taken}")));
+        }
+        let _current = k.context.make_current()?;
         if grid.shared_bytes > k.allowed_shared.load(Ordering::Relaxed) {
             // All that there is, so that another thread that wants less cannot lower it again.
             let most = k.most_shared - k.resources.static_shared_bytes;
             let what = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function's module is loaded.
-            check(unsafe { sys::cuFuncSetAttribute(k.function, what, most as i32) }, "cuFuncSetAttribute")
-                .map_err(|e| e.with_op(self.name()))?;
+            let code = unsafe { sys::cuFuncSetAttribute(loaded.function, what, most as i32) };
+            check(code, "cuFuncSetAttribute").map_err(|e| e.with_op(self.name()))?;
             k.allowed_shared.store(most, Ordering::Relaxed);
         }
         let [x, y, z] = grid.grid;
@@ -153,7 +180,7 @@ impl Kernel {
         // with as many bytes as the driver will read, which it does before it returns.
         let code = unsafe {
             sys::cuLaunchKernel(
-                k.function,
+                loaded.function,
                 x,
                 y,
                 z,
@@ -167,7 +194,7 @@ impl Kernel {
             )
         };
         if code == sys::CUresult::CUDA_SUCCESS {
-            k.module.context().trace().note(&k.identity, grid, &k.resources);
+            k.context.trace().note(&k.identity, grid, &k.resources);
             return Ok(());
         }
         let mut what = format!("launching {grid}");

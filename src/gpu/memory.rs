@@ -11,6 +11,7 @@ use super::error::check;
 use super::event::Event;
 use super::graph::outside_capture;
 use super::ledger::{Ledger, MemoryReport};
+use super::planning;
 use crate::error::{Error, Result};
 use cudarc::driver::sys;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,6 +45,8 @@ pub(super) enum Origin {
     Arena(usize),
     /// An allocation of its own.
     Driver,
+    /// The host program, which frees it.
+    Host,
 }
 
 /// The memory that a captured graph keeps.
@@ -66,6 +69,8 @@ struct State {
     capture: Option<Capture>,
     /// Allocations of their own that graphs keep.
     kept: Vec<(Lots, Block)>,
+    /// The bytes of each planned chunk that were ever reached.
+    reached: [u64; 2],
 }
 
 impl State {
@@ -147,11 +152,22 @@ impl Memory {
         if span.is_none() && self.grow(state, class, wanted)? {
             span = take(state);
         }
+        if let Some(span) = span.filter(|_| self.context.is_planning()) {
+            state.reached[class] = state.reached[class].max(planning::offset(span.end()));
+        }
         Ok(span.map(|s| (s.start, Origin::Arena(class))))
     }
 
     /// Adds a chunk in which `wanted` bytes have room; `false` if there is none to be had.
     fn grow(&self, state: &mut State, class: usize, wanted: u64) -> Result<bool> {
+        if self.context.is_planning() {
+            // One chunk without an end for each class.
+            let first = state.arenas[class].reserved() == 0;
+            if first {
+                state.arenas[class].add_chunk(planning::chunk(class));
+            }
+            return Ok(first);
+        }
         let Policy { limit, chunk_bytes, .. } = self.policy;
         let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(state.reserved()));
         let usual = match class {
@@ -175,7 +191,7 @@ impl Memory {
     /// Memory from the driver; `None` if it has none left.
     fn driver_alloc(&self, bytes: u64) -> Result<Option<u64>> {
         let Ok(size) = usize::try_from(bytes) else { return Ok(None) };
-        self.context.make_current()?;
+        let _current = self.context.make_current()?;
         let mut ptr = 0;
         // SAFETY: the pointer is to a live address, and a context is current.
         match outside_capture(|| unsafe { sys::cuMemAlloc_v2(&mut ptr, size) }) {
@@ -187,7 +203,7 @@ impl Memory {
     /// Gives memory back to the driver, which waits for all work that uses it. A failure means that the context is
     /// gone or broken, and its memory with it.
     fn driver_free(&self, ptr: u64) {
-        if self.context.make_current().is_ok() {
+        if let Ok(_current) = self.context.make_current() {
             // SAFETY: the address came from `cuMemAlloc` and is given back once.
             let _ = outside_capture(|| unsafe { sys::cuMemFree_v2(ptr) });
         }
@@ -214,6 +230,7 @@ impl Memory {
             (Origin::Driver, Some(lots), _) | (Origin::Driver, None, Some(lots)) if state.is_open(lots) => {
                 state.kept.push((lots, block));
             }
+            (Origin::Host, ..) => {}
             (Origin::Driver, ..) => {
                 state.alone -= block.span.bytes;
                 self.driver_free(block.span.start);
@@ -258,7 +275,7 @@ impl Memory {
 
     /// Waits until the device has nothing to do.
     pub fn synchronize(&self) -> Result<()> {
-        self.context.make_current()?;
+        let _current = self.context.make_current()?;
         // SAFETY: a context is current.
         check(unsafe { sys::cuCtxSynchronize() }, "cuCtxSynchronize")
     }
@@ -266,7 +283,7 @@ impl Memory {
     /// What is used for what.
     pub fn report(&self) -> MemoryReport {
         let (mut free, mut total) = (0, 0);
-        let asked = self.context.make_current().and_then(|()| {
+        let asked = self.context.make_current().and_then(|_current| {
             let ask = || {
                 // SAFETY: the pointers are to live numbers, and a context is current.
                 unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }
@@ -294,6 +311,33 @@ impl Memory {
 
     fn out_of_memory(&self, wanted: u64, tag: &str) -> Error {
         self.report().out_of_memory(wanted, tag)
+    }
+
+    /// Takes two chunks of so many bytes from the driver at once, for small blocks and for the others. Where each block is an
+    /// allocation of its own there is nothing to do.
+    pub fn reserve(&self, bytes: [u64; 2]) -> Result<()> {
+        if !self.policy.suballocate || self.context.is_planning() {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        for (class, bytes) in bytes.into_iter().enumerate().filter(|(_, bytes)| *bytes > 0) {
+            let Some(wanted) = block_bytes(bytes) else {
+                return Err(Error::device("too many bytes to reserve"));
+            };
+            let room = self.policy.limit.is_none_or(|l| state.reserved().saturating_add(wanted) <= l);
+            let Some(start) = (if room { self.driver_alloc(wanted)? } else { None }) else {
+                drop(state);
+                return Err(self.out_of_memory(wanted, "step"));
+            };
+            state.arenas[class].add_chunk(Span { start, bytes: wanted });
+        }
+        Ok(())
+    }
+
+    /// The bytes of small blocks and of the others that [`Memory::reserve`] must take for the same calls to give the same
+    /// blocks. Of a planning device.
+    pub fn reached(&self) -> [u64; 2] {
+        self.lock().reached
     }
 
     /// From now on, until [`Memory::end_capture`], this thread's allocations belong to a graph.

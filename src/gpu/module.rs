@@ -27,9 +27,9 @@ unsafe impl Sync for Module {}
 impl Module {
     /// Loads the machine code; on the simulator, which has none to run, the PTX. `name` is for messages.
     pub(super) fn load(context: &Arc<Context>, image: &Image, name: &str) -> Result<Module> {
-        context.make_current()?;
+        let _current = context.make_current()?;
         let text;
-        let bytes = if context.driver().simulator().is_some() {
+        let bytes = if context.simulator().is_some() {
             text = CString::new(image.ptx.as_str())
                 .map_err(|_| Error::device("the PTX has a NUL character").with_op(name))?;
             text.as_bytes_with_nul()
@@ -65,7 +65,7 @@ impl Module {
                 .with_remedy("give it one: a struct, `const __grid_constant__ Params p`"));
         };
         let c_name = CString::new(entry).map_err(|_| Error::device("a NUL in a kernel's name"))?;
-        self.context.make_current()?;
+        let _current = self.context.make_current()?;
         let mut function = ptr::null_mut();
         // SAFETY: the pointer is to a live handle, the module is loaded, and the name ends with NUL.
         let code = unsafe { sys::cuModuleGetFunction(&mut function, self.handle, c_name.as_ptr()) };
@@ -82,7 +82,7 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.context.make_current().is_ok() {
+        if let Ok(_current) = self.context.make_current() {
             // SAFETY: loaded in `load`, unloaded here and nowhere else; the driver waits for launches of its kernels. A
             // failure leaves nothing to be done.
             let _ = unsafe { sys::cuModuleUnload(self.handle) };

@@ -28,7 +28,7 @@ unsafe impl Sync for PinnedBuffer {}
 
 impl PinnedBuffer {
     fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
-        context.make_current()?;
+        let _current = context.make_current()?;
         let mut start = ptr::null_mut();
         let size = bytes.max(1);
         // SAFETY: the pointer is to a live pointer, and a context is current.
@@ -79,6 +79,7 @@ impl PinnedBuffer {
             return Ok(());
         }
         stream.expect_no_capture("a copy from pinned memory")?;
+        let _current = self.context.make_current()?;
         // SAFETY: both sides have as many bytes as is said. The event below keeps the host's bytes unchanged and alive until
         // the copy is done, `used_on` keeps the device's.
         let code = unsafe {
@@ -104,7 +105,7 @@ impl Drop for PinnedBuffer {
     fn drop(&mut self) {
         // A copy that failed reads no more.
         let _ = self.finish();
-        if self.context.make_current().is_ok() {
+        if let Ok(_current) = self.context.make_current() {
             // SAFETY: allocated by `cuMemHostAlloc`, freed here and nowhere else, and nothing reads it any more.
             let _ = outside_capture(|| unsafe { sys::cuMemFreeHost(self.start.as_ptr().cast()) });
         }

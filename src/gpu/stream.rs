@@ -21,6 +21,8 @@ pub struct Stream(Arc<Inner>);
 struct Inner {
     memory: Arc<Memory>,
     handle: sys::CUstream,
+    /// Whether it goes with this value, or stays the host program's.
+    owned: bool,
 }
 
 // SAFETY: the driver's functions on streams may be called from any thread; every method makes the context current first.
@@ -30,12 +32,20 @@ unsafe impl Sync for Inner {}
 
 impl Stream {
     pub(super) fn new(memory: &Arc<Memory>) -> Result<Self> {
-        memory.context().make_current()?;
         let mut handle = ptr::null_mut();
+        if memory.context().is_planning() {
+            return Ok(Stream(Arc::new(Inner { memory: Arc::clone(memory), handle, owned: false })));
+        }
+        let _current = memory.context().make_current()?;
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the pointer is to a live handle, and a context is current.
         check(unsafe { sys::cuStreamCreate(&mut handle, flags) }, "cuStreamCreate")?;
-        Ok(Stream(Arc::new(Inner { memory: Arc::clone(memory), handle })))
+        Ok(Stream(Arc::new(Inner { memory: Arc::clone(memory), handle, owned: true })))
+    }
+
+    /// A stream of the host program, which outlives this value.
+    pub(super) fn of_host(memory: &Arc<Memory>, handle: sys::CUstream) -> Self {
+        Stream(Arc::new(Inner { memory: Arc::clone(memory), handle, owned: false }))
     }
 
     pub(super) fn context(&self) -> &Arc<Context> {
@@ -68,8 +78,9 @@ impl Stream {
     }
 
     fn record_new(&self, timing: bool) -> Result<Event> {
+        let _current = self.context().make_current()?;
         let event = Event::new(self.context(), timing)?;
-        // SAFETY: both are alive and of one context, which `Event::new` made current.
+        // SAFETY: both are alive and of one context, which is current.
         check(unsafe { sys::cuEventRecord(event.handle(), self.0.handle) }, "cuEventRecord")?;
         Ok(event)
     }
@@ -79,14 +90,14 @@ impl Stream {
     /// # Errors
     /// The driver refuses, or earlier work has failed.
     pub fn wait(&self, event: &Event) -> Result<()> {
-        self.context().make_current()?;
+        let _current = self.context().make_current()?;
         // SAFETY: both are alive.
         check(unsafe { sys::cuStreamWaitEvent(self.0.handle, event.handle(), 0) }, "cuStreamWaitEvent")
     }
 
     /// Whether what is enqueued is recorded instead of done.
     pub(super) fn is_capturing(&self) -> Result<bool> {
-        self.context().make_current()?;
+        let _current = self.context().make_current()?;
         let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
         // SAFETY: the pointer is to a live value, and the stream is alive.
         check(unsafe { sys::cuStreamIsCapturing(self.0.handle, &mut status) }, "cuStreamIsCapturing")?;
@@ -107,7 +118,7 @@ impl Stream {
     /// # Errors
     /// Some of it has failed; the device is then of no more use to this process.
     pub fn synchronize(&self) -> Result<()> {
-        self.context().make_current()?;
+        let _current = self.context().make_current()?;
         // SAFETY: the stream is alive.
         check(unsafe { sys::cuStreamSynchronize(self.0.handle) }, "cuStreamSynchronize")
     }
@@ -115,7 +126,10 @@ impl Stream {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if self.memory.context().make_current().is_ok() {
+        if !self.owned {
+            return;
+        }
+        if let Ok(_current) = self.memory.context().make_current() {
             // SAFETY: made in `new`, destroyed here and nowhere else; the driver finishes its work first. After a fault this
             // fails and nothing is left to do.
             let _ = unsafe { sys::cuStreamDestroy_v2(self.handle) };

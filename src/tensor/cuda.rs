@@ -64,7 +64,32 @@ impl Tensor {
         Self::new(shape, Storage::Cuda(CudaBuffer { gpu: gpu.clone(), buffer, dtype, len }))
     }
 
-    /// The tensor on a device; itself if it lies there. The copy is ordered on the device's compute stream and done
+    /// A tensor over device memory of the host program, which dtk reads, writes if it is told to, and never frees.
+    ///
+    /// # Errors
+    /// The address is null or no multiple of 16 bytes.
+    ///
+    /// # Safety
+    /// That of [`Gpu::borrow`], with as many bytes as the tensor has.
+    pub unsafe fn from_cuda_ptr(gpu: &Gpu, ptr: u64, shape: impl Into<Shape>, dtype: DType) -> Result<Self> {
+        let shape = shape.into();
+        let len = shape.elems();
+        // SAFETY: the caller's promise.
+        let buffer = unsafe { gpu.borrow(ptr, len * dtype.size(), "host program") }?;
+        Self::new(shape, Storage::Cuda(CudaBuffer { gpu: gpu.clone(), buffer, dtype, len }))
+    }
+
+    /// A tensor on a device that is filled with one f32 value, in the order of its compute stream; may be captured.
+    ///
+    /// # Errors
+    /// The device is out of memory, or earlier work has failed.
+    pub fn full_gpu(shape: impl Into<Shape>, value: f32, gpu: &Gpu, tag: &'static str) -> Result<Self> {
+        let t = Self::empty_gpu(shape, DType::F32, gpu, tag)?;
+        gpu.fill_word(t.cuda_buffer()?, value.to_bits())?;
+        Ok(t)
+    }
+
+    /// The tensor on a device; itself if it lies there. On a planning device nothing needs to be in it. The copy is ordered on the device's compute stream and done
     /// when this returns.
     ///
     /// # Errors
@@ -79,9 +104,13 @@ impl Tensor {
     /// As [`Tensor::to_gpu`].
     pub fn to_gpu_tagged(&self, gpu: &Gpu, tag: &'static str) -> Result<Self> {
         match self.storage() {
-            Storage::Cuda(b) if b.device() == Device::Cuda(gpu.info().ordinal) => Ok(self.clone()),
-            // Two devices: by way of the host.
+            Storage::Cuda(b) if b.gpu.is(gpu) => Ok(self.clone()),
+            // Two devices, or two contexts: by way of the host.
             Storage::Cuda(_) => self.to_cpu()?.to_gpu_tagged(gpu, tag),
+            // There nothing has values.
+            Storage::Meta { .. } if gpu.is_planning() => {
+                Self::empty_gpu(self.shape(), self.dtype(), gpu, tag)
+            }
             Storage::Meta { .. } => Err(self.not_here()),
             Storage::Cpu(host) => {
                 let new = Self::empty_gpu(self.shape(), self.dtype(), gpu, tag)?;
@@ -90,6 +119,24 @@ impl Tensor {
                 }
                 Ok(new)
             }
+        }
+    }
+
+    /// Copies the elements of a tensor in host memory to a tensor on a device, which keeps its place. Ordered on the
+    /// device's compute stream and done when this returns.
+    ///
+    /// # Errors
+    /// Shapes or types differ, one of the two does not lie where it is said to, or the copy fails.
+    pub fn copy_to_gpu(&self, to: &Tensor) -> Result<()> {
+        if self.shape() != to.shape() || self.dtype() != to.dtype() {
+            return Err(Error::shape("copy", "source and target differ")
+                .with_tensor("source", self)
+                .with_tensor("target", to));
+        }
+        match (self.storage(), to.storage()) {
+            (Storage::Cpu(host), Storage::Cuda(b)) => b.gpu.upload(host.as_bytes(), &b.buffer),
+            (Storage::Cpu(_), _) => Err(Error::device(format!("{to:?} is not in device memory"))),
+            _ => Err(self.not_here()),
         }
     }
 
@@ -124,6 +171,22 @@ impl Tensor {
         }
     }
 
+    /// The device memory of the tensor.
+    ///
+    /// # Errors
+    /// The tensor does not lie on a CUDA device.
+    pub fn cuda_buffer(&self) -> Result<&Buffer> {
+        match self.storage() {
+            Storage::Cuda(b) => Ok(&b.buffer),
+            Storage::Cpu(_) | Storage::Meta { .. } => Err(self.not_there()),
+        }
+    }
+
+    fn not_there(&self) -> Error {
+        Error::device(format!("{self:?} is not in device memory"))
+            .with_remedy("copy it to the device with `.to_gpu(&gpu)` first")
+    }
+
     /// The address of the first element in device memory, for a kernel's parameters. Keep the tensor until the kernel
     /// is enqueued; its memory is used again only by what is enqueued later.
     ///
@@ -132,10 +195,7 @@ impl Tensor {
     pub fn cuda_ptr(&self) -> Result<u64> {
         match self.storage() {
             Storage::Cuda(b) => Ok(b.buffer.ptr()),
-            Storage::Cpu(_) | Storage::Meta { .. } => {
-                Err(Error::device(format!("{self:?} is not in device memory"))
-                    .with_remedy("copy it to the device with `.to_gpu(&gpu)` first"))
-            }
+            Storage::Cpu(_) | Storage::Meta { .. } => Err(self.not_there()),
         }
     }
 }

@@ -320,6 +320,17 @@ mod tests {
         let x = Tensor::from_vec([3], vec![1.0f32, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]).unwrap();
         let b = x.to_dtype(DType::Bf16).unwrap().to_dtype(DType::F32).unwrap();
         assert_eq!(b.f32s().unwrap(), &[1.0, 1.0, 1.015625]);
+        // A little beside the middle between two numbers, on either side, is no tie.
+        let near = [0x3F8C_8001u32, 0x3F8C_8000, 0x3F8D_7FFF, 0xBF8C_8001].map(f32::from_bits);
+        let b = Tensor::from_vec([4], near.to_vec()).unwrap().to_dtype(DType::Bf16).unwrap();
+        let bits: Vec<u16> = b.data::<bf16>().unwrap().iter().map(|v| v.to_bits()).collect();
+        assert_eq!(bits, [0x3F8D, 0x3F8C, 0x3F8D, 0xBF8D]);
+        let wide = [1.0 + 2.0f64.powi(-8) + 2.0f64.powi(-50), 1.0 + 2.0f64.powi(-8), 1e39, f64::NEG_INFINITY];
+        let b = Tensor::from_vec([4], wide.to_vec()).unwrap().to_dtype(DType::Bf16).unwrap();
+        let bits: Vec<u16> = b.data::<bf16>().unwrap().iter().map(|v| v.to_bits()).collect();
+        assert_eq!(bits, [0x3F81, 0x3F80, 0x7F80, 0xFF80]);
+        let nan = Tensor::from_vec([1], vec![f64::NAN]).unwrap().to_dtype(DType::F16).unwrap();
+        assert!(nan.data::<f16>().unwrap()[0].is_nan());
         let u = Tensor::from_vec([2], vec![0u8, 255]).unwrap().to_dtype(DType::F32).unwrap();
         assert_eq!(u.f32s().unwrap(), &[0.0, 255.0]);
     }

@@ -172,6 +172,17 @@ macro_rules! each {
     };
 }
 
+/// The value in f32, rounded to odd: towards zero, and the last bit set if anything was lost. To round that once more, to at
+/// most 22 bits, gives what rounding the value once would. (`half` itself looks at the upper 32 bits of an f64 only.)
+fn to_odd(x: f64) -> f32 {
+    let y = x as f32;
+    if f64::from(y) == x || !y.is_finite() {
+        return y;
+    }
+    let towards_zero = y.to_bits() - u32::from(f64::from(y).abs() > x.abs());
+    f32::from_bits(towards_zero | 1)
+}
+
 impl CpuBuffer {
     /// Number of elements.
     pub fn len(&self) -> usize {
@@ -216,8 +227,8 @@ impl CpuBuffer {
             (CpuBuffer::U8(v), DType::I64) => CpuBuffer::I64(v.iter().map(|&x| i64::from(x)).collect()),
             (_, DType::F32) => CpuBuffer::F32((0..n).map(|i| f64_of(i) as f32).collect()),
             (_, DType::F64) => CpuBuffer::F64((0..n).map(f64_of).collect()),
-            (_, DType::F16) => CpuBuffer::F16((0..n).map(|i| f16::from_f64(f64_of(i))).collect()),
-            (_, DType::Bf16) => CpuBuffer::Bf16((0..n).map(|i| bf16::from_f64(f64_of(i))).collect()),
+            (_, DType::F16) => CpuBuffer::F16((0..n).map(|i| f16::from_f32(to_odd(f64_of(i)))).collect()),
+            (_, DType::Bf16) => CpuBuffer::Bf16((0..n).map(|i| bf16::from_f32(to_odd(f64_of(i)))).collect()),
             (_, DType::U8) => CpuBuffer::U8((0..n).map(|i| f64_of(i) as u8).collect()),
             (_, DType::I64) => CpuBuffer::I64((0..n).map(|i| f64_of(i) as i64).collect()),
         }

@@ -19,11 +19,13 @@ pub const CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/kernel_cache");
 /// The card that `DTK_TEST_DEVICE=cuda[:N]` names, else the simulated one; `None`, with the reason printed, where something
 /// is missing, which is an error where `DTK_REQUIRE_SIMULATOR` is 1.
 pub fn device() -> Option<Gpu> {
-    device_with(Options { cache_dir: Some(CACHE.into()), ..Options::default() })
+    device_with(Options::default())
 }
 
-/// As [`device`], opened with these options; the driver is chosen here.
-pub fn device_with(options: Options) -> Option<Gpu> {
+/// As [`device`], opened with these options; the driver is chosen here, and where no folder is named, kernels are kept in
+/// [`CACHE`].
+pub fn device_with(mut options: Options) -> Option<Gpu> {
+    options.cache_dir.get_or_insert_with(|| CACHE.into());
     let found = match std::env::var("DTK_TEST_DEVICE") {
         Ok(name) if !name.is_empty() => card(&name, options),
         _ => simulated(options),
