@@ -108,7 +108,7 @@ fn plan(family: &str, case: &Value) -> Option<Plan> {
         if mode == Eval {
             names.extend([("rm", Same), ("rv", Same)]);
         }
-        Plan::new(ops::batch_norm::BatchNorm { mode, eps: eps(attrs), relu }, &names, ChannelsSecond)
+        Plan::new(ops::batch_norm::BatchNorm::new(mode, eps(attrs), relu), &names, ChannelsSecond)
     };
     Some(match family_of(family)? {
         "conv2d" => {

@@ -1,12 +1,31 @@
 //! The list of ops agrees with the files, and every entry has what tests and benches need.
 
 use dtk::ops::REGISTRY;
+use dtk::ops::untaped::UNTAPED;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Files of `src/ops` that are no ops.
-const INFRASTRUCTURE: [&str; 9] =
-    ["mod", "run", "case", "check", "support", "implicit_gemm", "kernel", "offload", "variants"];
+const INFRASTRUCTURE: [&str; 14] = [
+    "mod",
+    "run",
+    "case",
+    "cast",
+    "check",
+    "device_key",
+    "elementwise",
+    "support",
+    "implicit_gemm",
+    "kernel",
+    "norm",
+    "offload",
+    "untaped",
+    "variants",
+];
+/// Files of `src/ops/untaped` that are no operations.
+const UNTAPED_INFRASTRUCTURE: [&str; 3] = ["mod", "check", "multi_tensor"];
+/// Kernels of functions that are no ops: `kernels/x.cu` of `ops::x`.
+const FUNCTIONS: [&str; 1] = ["cast"];
 /// Ops that only move data: no floating-point operation.
 const NO_ARITHMETIC: [&str; 2] = ["concat", "embedding"];
 
@@ -16,6 +35,10 @@ fn folder(name: &str) -> PathBuf {
 
 fn names() -> BTreeSet<String> {
     REGISTRY.iter().map(|e| e.name.to_string()).collect()
+}
+
+fn untaped() -> BTreeSet<String> {
+    UNTAPED.iter().map(|e| e.name.to_string()).collect()
 }
 
 /// Stems of the entries of a folder that `which` accepts; none if there is no such folder.
@@ -28,17 +51,25 @@ fn stems(dir: &str, which: impl Fn(&Path) -> bool) -> BTreeSet<String> {
         .collect()
 }
 
+/// Compares the files of a folder, without its infrastructure, with the names of a list.
+fn one_file_each(dir: &str, infrastructure: &[&str], names: &BTreeSet<String>, macro_name: &str) {
+    let mut files = stems(dir, |p| p.is_dir() || p.extension().is_some_and(|e| e == "rs"));
+    for name in infrastructure {
+        assert!(files.remove(*name), "{dir}/{name}.rs is gone: take it off the list of infrastructure");
+    }
+    let list = |s: BTreeSet<&String>| format!("{s:?}");
+    let orphans = files.difference(names).collect::<BTreeSet<_>>();
+    assert!(orphans.is_empty(), "not in {macro_name}: {}", list(orphans));
+    let lost = names.difference(&files).collect::<BTreeSet<_>>();
+    assert!(lost.is_empty(), "no file in {dir}: {}", list(lost));
+}
+
 #[test]
 fn every_file_is_an_op_and_every_op_a_file() {
-    let mut files = stems("src/ops", |p| p.is_dir() || p.extension().is_some_and(|e| e == "rs"));
-    for name in INFRASTRUCTURE {
-        assert!(files.remove(name), "src/ops/{name}.rs is gone: take it off the list of infrastructure");
-    }
-    let (names, list) = (names(), |s: BTreeSet<&String>| format!("{s:?}"));
-    let orphans = files.difference(&names).collect::<BTreeSet<_>>();
-    assert!(orphans.is_empty(), "not in for_each_op!: {}", list(orphans));
-    let lost = names.difference(&files).collect::<BTreeSet<_>>();
-    assert!(lost.is_empty(), "no file in src/ops: {}", list(lost));
+    one_file_each("src/ops", &INFRASTRUCTURE, &names(), "for_each_op!");
+    one_file_each("src/ops/untaped", &UNTAPED_INFRASTRUCTURE, &untaped(), "for_each_untaped!");
+    let both = names().intersection(&untaped()).cloned().collect::<Vec<_>>();
+    assert!(both.is_empty(), "one name for two: {both:?}");
 }
 
 /// The op that a kernel file belongs to: the one whose name is the file's, or the longest `<op>_` it begins with
@@ -71,7 +102,8 @@ fn entries(text: &str) -> Vec<String> {
 #[test]
 fn every_kernel_belongs_to_an_op_that_says_so() {
     let kernels = stems("kernels", |p| p.extension().is_some_and(|e| e == "cu"));
-    let names = names();
+    let mut names: BTreeSet<String> = names().union(&untaped()).cloned().collect();
+    names.extend(FUNCTIONS.map(String::from));
     let mut with_kernel = BTreeSet::new();
     for file in &kernels {
         let op = op_of(file, &names).unwrap_or_else(|| panic!("kernels/{file}.cu belongs to no op"));
@@ -96,6 +128,23 @@ fn every_kernel_belongs_to_an_op_that_says_so() {
             e.name
         );
     }
+}
+
+/// `tests/kernels/untaped.rs` runs the check of every operation without a tape; what it launches is of the operation's own
+/// files, or it could not be told whether all of them are checked.
+#[test]
+fn every_operation_without_a_tape_has_kernels_of_its_own() {
+    let names: BTreeSet<String> = names().union(&untaped()).cloned().collect();
+    for e in UNTAPED {
+        let variants = (e.variants)();
+        assert!(!variants.is_empty(), "{} launches nothing", e.name);
+        for v in variants {
+            let file = v.source.trim_end_matches(".cu");
+            assert_eq!(op_of(file, &names).map(String::as_str), Some(e.name), "{}", v.source);
+        }
+    }
+    let tests = std::fs::read_to_string(folder("tests/kernels/untaped.rs")).unwrap();
+    assert!(tests.contains("for_each_untaped!(tests)"), "a test for each is made from the list");
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Net {
     fn new() -> Self {
         Net {
             conv: ops::conv2d::Conv2d { stride: [1; 2], pad: [1; 2], dilation: [1; 2], groups: 1 },
-            norm: BatchNorm { mode: BatchNormMode::Train, eps: 1e-5, relu: false },
+            norm: BatchNorm::new(BatchNormMode::Train, 1e-5, false),
             pool: ops::max_pool::MaxPool { kernel: 2, stride: 2, pad: 0 },
             loss: ops::cross_entropy::CrossEntropy::hard(),
             labels: Tensor::from_vec([3], vec![1i64, 0, 4]).unwrap(),
@@ -316,7 +316,7 @@ impl Block {
 
 fn dropout(ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
     let rng = ctx.next_rng();
-    ctx.apply(ops::dropout::Dropout { rate: 0.3, rng, channels: false }, &[x])
+    ctx.apply(ops::dropout::Dropout { rate: 0.3, rng, channels: false, key: ctx.last_key() }, &[x])
 }
 
 fn network(depth: usize, channels: usize) -> (ParamStore, Vec<Block>) {

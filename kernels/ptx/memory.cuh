@@ -21,6 +21,13 @@ static __device__ __forceinline__ uint4 load_global_16(const void *p) {
     return v;
 }
 
+// 16 bytes that this thread may write later, and no other thread does.
+static __device__ __forceinline__ uint4 load_global_16_own(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
 static __device__ __forceinline__ void store_global_16(void *p, uint4 v) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }

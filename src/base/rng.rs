@@ -59,6 +59,11 @@ impl Philox {
         self.fold(hash)
     }
 
+    /// What names the stream: the key, then the stream number, two words each. What kernels are given.
+    pub fn words(&self) -> [u32; 4] {
+        [self.key[0], self.key[1], self.stream[0], self.stream[1]]
+    }
+
     /// The `index`-th block of four 32-bit words.
     pub fn block(&self, index: u64) -> [u32; 4] {
         let i = split(index);

@@ -8,10 +8,17 @@
 //! Same as `torch.nn.AdaptiveAvgPool2d`; used by the pyramid pooling module (Zhao et al., "Pyramid Scene Parsing
 //! Network", CVPR 2017).
 
+use super::elementwise::rows::{Rows, is_wide};
+use super::elementwise::window::{self, Gather, WindowParams};
+use super::elementwise::{DTYPES, blocks};
+use super::implicit_gemm::{int, operand_dtype};
+use super::kernel::Call;
 use super::support::{dims, expect_inputs, images};
 use super::*;
+use crate::base::DType;
 use crate::cpu;
 use crate::error::Error;
+use bytemuck::Zeroable;
 use std::ops::Range;
 
 /// Adaptive average pooling: `x [N, H, W, C] -> [N, h', w', C]`.
@@ -24,6 +31,41 @@ pub struct AdaptiveAvgPool {
 /// The pixels of bin `i` of `bins` over an axis of `len`.
 fn bin(i: usize, bins: usize, len: usize) -> Range<usize> {
     i * len / bins..((i + 1) * len).div_ceil(bins)
+}
+
+/// The bins, out of `bins` over an axis of `len`, that hold one of the pixels `first ..= last`.
+fn holders(first: usize, last: usize, bins: usize, len: usize) -> Range<usize> {
+    first * bins / len..((last + 1) * bins).div_ceil(len)
+}
+
+fn fwd(dtype: DType, wide: bool) -> Call {
+    Call::new("adaptive_avg_pool.cu", "adaptive_avg_pool_fwd").dtype(dtype).set("VEC", u8::from(wide))
+}
+
+fn bwd() -> Call {
+    Call::new("adaptive_avg_pool.cu", "adaptive_avg_pool_bwd")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let of = |dtype| [false, true].map(|wide| fwd(dtype, wide).variant::<WindowParams>());
+    DTYPES.into_iter().flat_map(of).chain(window::variants(&[bwd()])).collect()
+}
+
+impl AdaptiveAvgPool {
+    /// The gradient's gathering: pixels of an image `[n, h, w, c]` read the bins that hold them.
+    fn gradient(&self, gpu: &Gpu, gy: &Tensor, gx: &Tensor) -> Result<()> {
+        let ([n, h, w, c], [ho, wo]) = (dims(gx.shape()), self.out);
+        let gather = Gather {
+            op: "adaptive_avg_pool",
+            from: [n, ho, wo, c],
+            to: [h, w],
+            down: &|first, last| holders(first, last, ho, h),
+            right: &|first, last| holders(first, last, wo, w),
+            positions: false,
+        };
+        gather.launch(gpu, bwd(), gy, None, gx, |p| p)
+    }
 }
 
 /// Bin means of `x` of shape `[n, h, w, c]`, accumulated in f64.
@@ -98,6 +140,40 @@ impl Op for AdaptiveAvgPool {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let op = "adaptive_avg_pool";
+        let dtype = operand_dtype(op, inputs)?;
+        let ([n, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
+        let y = Tensor::empty_gpu([n, ho, wo, c], dtype, gpu, op)?;
+        let side = window::side;
+        let (across, _) = Rows { segments: 1, rows: 1, columns: c }.sum_blocks(dtype, 1);
+        let p = WindowParams {
+            from: inputs[0].cuda_ptr()?,
+            to: y.cuda_ptr()?,
+            from_h: side(op, h)?,
+            from_w: side(op, w)?,
+            to_h: side(op, ho)?,
+            to_w: side(op, wo)?,
+            channels: int(op, "channels", c)?,
+            across: int(op, "blocks of a row", across)?,
+            ..WindowParams::zeroed()
+        };
+        int(op, "blocks", n * ho * wo * across)?;
+        fwd(dtype, is_wide(dtype, c)).launch(gpu, blocks(n * ho * wo * across), &p)?;
+        Ok(y.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let dtype = operand_dtype("adaptive_avg_pool", &[ctx.gy])?;
+        let gx = Tensor::empty_gpu(ctx.inputs[0], dtype, gpu, "gradient of adaptive_avg_pool")?;
+        self.gradient(gpu, ctx.gy, &gx)?;
+        Ok(vec![Some(gx)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         let ([n, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
@@ -120,6 +196,21 @@ impl Op for AdaptiveAvgPool {
         Tensor::from_vec([n, ho, wo, c], y)
     }
 
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let gy = gy.data::<f64>()?;
+        let ([_, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
+        let mut gx = vec![0.0; inputs[0].elems()];
+        for (at, g) in gy.iter().enumerate() {
+            let (b, i, j, ch) = (at / (ho * wo * c), at / (wo * c) % ho, at / c % wo, at % c);
+            let (ys, xs) = (bin(i, ho, h), bin(j, wo, w));
+            let share = g / (ys.len() * xs.len()) as f64;
+            for (yy, xx) in ys.flat_map(|yy| xs.clone().map(move |xx| (yy, xx))) {
+                gx[((b * h + yy) * w + xx) * c + ch] += share;
+            }
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gx)?)]))
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         let [n, h, w, c] = dims(inputs[0]);
         let rows: usize = (0..self.out[0]).map(|i| bin(i, self.out[0], h).len()).sum();
@@ -140,6 +231,7 @@ pub fn cases() -> Vec<Case> {
         case("6 of 7", [6, 6], [1, 7, 7, 3]),
         case("not square", [2, 5], [1, 9, 11, 2]),
         case("larger than the image", [6, 3], [1, 2, 2, 4]),
+        case("chunks of channels", [3, 2], [2, 18, 20, 24]),
         Case::bench(
             "pyramid level 1",
             AdaptiveAvgPool { out: [1, 1] },
@@ -163,6 +255,20 @@ mod tests {
         let bins: Vec<_> = (0..3).map(|i| bin(i, 3, 7)).collect();
         assert_eq!(bins, [0..3, 2..5, 4..7]);
         assert_eq!((bin(0, 4, 2), bin(1, 4, 2), bin(3, 4, 2)), (0..1, 0..1, 1..2));
+    }
+
+    #[test]
+    fn holders_are_the_bins_that_hold() {
+        for (bins, len) in [(1, 1), (3, 7), (6, 7), (4, 2), (5, 5), (2, 9)] {
+            for pixel in 0..len {
+                let direct: Vec<usize> = (0..bins).filter(|&i| bin(i, bins, len).contains(&pixel)).collect();
+                assert_eq!(
+                    holders(pixel, pixel, bins, len).collect::<Vec<_>>(),
+                    direct,
+                    "{bins} {len} {pixel}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Sum of two tensors, the second possibly broadcast, with an optional ReLU: `y = a + b`. Gradients: `ga = gy` (where
 //! `y > 0` with the ReLU), `gb` the same, summed over the axes that `b` was spread over.
 
+use super::elementwise::rows::{RowMapParams, RowSumParams, Rows, map_variants, sum_call};
+use super::elementwise::{DTYPES, MapParams, map};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::*;
 use crate::cpu::{for_each_chunk, math, rows};
 use crate::error::Error;
@@ -38,6 +42,51 @@ fn spread(a: &Shape, b: &Shape) -> Option<Spread> {
         [] => Some(Spread { samples: 1, rows: count, width }),
         _ if per_sample => Some(Spread { samples: n, rows: count.checked_div(n).unwrap_or(0), width }),
         _ => None,
+    }
+}
+
+fn call(entry: &'static str, pass: u8) -> Call {
+    Call::new("add.cu", entry).set("PASS", pass)
+}
+
+fn fwd(relu: bool) -> Call {
+    call("add_fwd", 0).set("RELU", u8::from(relu))
+}
+
+fn spread_rows(relu: bool) -> Call {
+    call("add_rows", 1).set("RELU", u8::from(relu))
+}
+
+fn gate() -> Call {
+    call("add_gate", 0)
+}
+
+fn sum() -> Call {
+    call("add_sum", 2)
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let mut all: Vec<Variant> =
+        [false, true].iter().flat_map(|&relu| map_variants::<RowMapParams>(&spread_rows(relu))).collect();
+    for dtype in DTYPES {
+        all.push(gate().dtype(dtype).variant::<MapParams>());
+        for relu in [false, true] {
+            all.push(fwd(relu).dtype(dtype).variant::<MapParams>());
+        }
+        for wide in [false, true] {
+            for out in DTYPES {
+                all.push(sum_call(sum(), dtype, out, wide).variant::<RowSumParams>());
+            }
+        }
+    }
+    all
+}
+
+impl Add {
+    fn spread_of(shapes: &[Shape]) -> Rows {
+        let s = spread(&shapes[0], &shapes[1]).expect("output_shape accepted the shapes");
+        Rows { segments: s.samples, rows: s.rows, columns: s.width }
     }
 }
 
@@ -112,6 +161,48 @@ impl Op for Add {
         Ok(vec![ctx.needs[0].then_some(g), gb])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn is_operand(&self, _input: usize) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        operand_dtype("add", inputs)?;
+        let y = if inputs[0].shape() == inputs[1].shape() {
+            map(gpu, fwd(self.relu), inputs, "add")?
+        } else {
+            let rows = Self::spread_of(&[inputs[0].shape(), inputs[1].shape()]);
+            rows.map(gpu, "add", spread_rows(self.relu), inputs[0], inputs[1])?
+        };
+        Ok(y.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let g = match ctx.saved {
+            [y] => {
+                operand_dtype("add", &[ctx.gy, y])?;
+                map(gpu, gate(), &[ctx.gy, y], "gradient of add")?
+            }
+            _ => ctx.gy.clone(),
+        };
+        let gb = if !ctx.needs[1] {
+            None
+        } else if ctx.inputs[0] == ctx.inputs[1] {
+            Some(g.clone())
+        } else {
+            let dtype = operand_dtype("add", &[&g])?;
+            let gb = Tensor::empty_gpu(ctx.inputs[1], dtype, gpu, "gradient of add")?;
+            if gb.elems() > 0 {
+                Self::spread_of(ctx.inputs).sum(gpu, "add", sum(), &g, &gb, 1.0)?;
+            }
+            Some(gb)
+        };
+        Ok(vec![ctx.needs[0].then_some(g), gb])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let (shape, b) = (inputs[0].shape(), inputs[1].data::<f64>()?);
         let (pixels, c) = (shape.elems() / shape.first().map_or(1, |n| (*n).max(1)), shape.last());
@@ -125,6 +216,19 @@ impl Op for Add {
             if self.relu { y.max(0.0) } else { y }
         });
         Tensor::from_vec(shape, y.collect())
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let (shape, b_shape) = (inputs[0].shape(), inputs[1].shape());
+        let y = self.reference(inputs)?;
+        let gate = |(&g, &y): (&f64, &f64)| if self.relu && y <= 0.0 { 0.0 } else { g };
+        let ga: Vec<f64> = gy.data::<f64>()?.iter().zip(y.data::<f64>()?).map(gate).collect();
+        let (pixels, c) = (shape.elems() / shape.first().map_or(1, |n| (*n).max(1)), shape.last());
+        let mut gb = vec![0.0; b_shape.elems()];
+        for (i, g) in ga.iter().enumerate() {
+            gb[if b_shape == shape { i } else { i / pixels * c + i % c } % b_shape.elems()] += g;
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(shape, ga)?), Some(Tensor::from_vec(b_shape, gb)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -150,6 +254,10 @@ pub fn cases() -> Vec<Case> {
         case("same shape, relu", &[2, 3, 5, 7], &[2, 3, 5, 7], true, false),
         case("per sample", &[3, 2, 5, 7], &[3, 7], false, false),
         case("per sample, relu", &[3, 5, 2, 9], &[3, 1, 1, 9], true, false),
+        case("per sample, whole chunks", &[3, 2, 5, 16], &[3, 16], false, false),
+        case("per sample, whole chunks, relu", &[3, 2, 5, 16], &[3, 16], true, false),
+        case("per sample, several parts", &[2, 24, 23, 8], &[2, 8], false, false),
+        case("per sample, several parts, odd", &[2, 24, 23, 3], &[2, 3], false, false),
         case("per sample of tokens", &[3, 5, 9], &[3, 9], false, false),
         case("per channel", &[3, 2, 5, 9], &[9], true, false),
         case("per channel of a matrix", &[4, 3], &[3], false, false),

@@ -14,7 +14,9 @@
 //! published with Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017. That code takes the mean
 //! over channels instead of the sum, which the normalisation cancels, so the channel counts may differ.
 
+use super::feature_loss::cuda::{self, Kernels, Loss, Pair};
 use super::support::{BLOCK, dims, expect_inputs, images, sum};
+use super::whiten_mse::Whiten;
 use super::*;
 use crate::cpu;
 use crate::error::Error;
@@ -91,6 +93,51 @@ pub fn attention_map(a: &Tensor, p: f32) -> Result<Tensor> {
     let mut q = energy(a.f32s()?, c, p);
     normalise(&mut q, h * w);
     Tensor::from_vec([n, h * w], q.iter().map(|&q| q as f32).collect::<Vec<_>>())
+}
+
+impl AttentionTransfer {
+    /// The normalised map of a sample and the norm before, by the definition, in f64.
+    fn map(&self, t: &Tensor, sample: usize) -> Result<(Vec<f64>, f64)> {
+        let [_, h, w, c] = dims(t.shape());
+        let x = &t.data::<f64>()?[sample * h * w * c..(sample + 1) * h * w * c];
+        let energy = |pixel: &[f64]| pixel.iter().map(|a| a.abs().powf(f64::from(self.p))).sum();
+        let q: Vec<f64> = x.chunks(c).map(energy).collect();
+        let norm = q.iter().map(|q| q * q).sum::<f64>().sqrt();
+        Ok((q.iter().map(|q| q / norm.max(MIN_NORM)).collect(), norm))
+    }
+
+    fn loss(&self) -> Loss {
+        Loss {
+            kernels: &KERNELS,
+            whiten: Whiten::None,
+            eps: 0.0,
+            mse_weight: 0.0,
+            at_weight: 1.0,
+            p: self.p,
+            distance: self.distance,
+        }
+    }
+}
+
+/// -1, 0 or 1.
+fn sign(v: f64) -> f64 {
+    if v == 0.0 { 0.0 } else { v.signum() }
+}
+
+const KERNELS: Kernels = Kernels {
+    op: "attention_transfer",
+    source: "attention_transfer.cu",
+    fwd: "attention_transfer_fwd",
+    samples: "attention_transfer_samples",
+    total: "attention_transfer_total",
+    bwd: "attention_transfer_bwd",
+    moments: false,
+    energy: true,
+};
+
+/// Every variant that may be launched.
+pub(in crate::ops) fn variants() -> Vec<Variant> {
+    KERNELS.variants()
 }
 
 impl Op for AttentionTransfer {
@@ -173,19 +220,31 @@ impl Op for AttentionTransfer {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], ga)?), None])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let out = cuda::forward(gpu, &self.loss(), &inputs[..1], &inputs[1..])?;
+        Ok(Forward { y: out.y, extra: vec![out.slopes], aux: Vec::new() })
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let pair = Pair { student: &ctx.saved[0], teacher: None, wanted: ctx.needs[0] };
+        let mut grads = cuda::backward(gpu, &self.loss(), &[pair], None, Some(&ctx.saved[1]), ctx.gy)?;
+        grads.push(None);
+        Ok(grads)
+    }
+
+    fn is_operand(&self, _input: usize) -> bool {
+        true
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let [n, h, w, _] = dims(inputs[0].shape());
-        let map = |t: &Tensor, sample: usize| -> Result<Vec<f64>> {
-            let (c, x) = (t.shape().last(), t.data::<f64>()?);
-            let x = &x[sample * h * w * c..(sample + 1) * h * w * c];
-            let q: Vec<f64> =
-                x.chunks(c).map(|px| px.iter().map(|a| a.abs().powf(f64::from(self.p))).sum()).collect();
-            let norm = q.iter().map(|q| q * q).sum::<f64>().sqrt().max(MIN_NORM);
-            Ok(q.iter().map(|q| q / norm).collect())
-        };
         let mut y = 0.0;
         for sample in 0..n {
-            let (us, ut) = (map(inputs[0], sample)?, map(inputs[1], sample)?);
+            let ((us, _), (ut, _)) = (self.map(inputs[0], sample)?, self.map(inputs[1], sample)?);
             let squared: f64 = us.iter().zip(&ut).map(|(s, t)| (s - t) * (s - t)).sum();
             y += match self.distance {
                 AtDistance::L2 => squared.sqrt() / n as f64,
@@ -193,6 +252,30 @@ impl Op for AttentionTransfer {
             };
         }
         Tensor::from_vec(Shape::SCALAR, vec![y])
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let [n, h, w, c] = dims(inputs[0].shape());
+        let (s, gy, p) = (inputs[0].data::<f64>()?, gy.data::<f64>()?[0], f64::from(self.p));
+        let mut gs = Vec::with_capacity(s.len());
+        for sample in 0..n {
+            let ((us, norm), (ut, _)) = (self.map(inputs[0], sample)?, self.map(inputs[1], sample)?);
+            let d: Vec<f64> = us.iter().zip(&ut).map(|(s, t)| s - t).collect();
+            let length = d.iter().map(|d| d * d).sum::<f64>().sqrt();
+            let scale = match self.distance {
+                AtDistance::L2 if length == 0.0 => 0.0,
+                AtDistance::L2 => 1.0 / (n as f64 * length),
+                AtDistance::MeanSquare => 2.0 / (n * h * w) as f64,
+            };
+            let along =
+                if norm > MIN_NORM { d.iter().zip(&us).map(|(d, u)| d * u).sum::<f64>() } else { 0.0 };
+            for (i, (d, u)) in d.iter().zip(&us).enumerate() {
+                let gq = gy * scale * (d - u * along) / norm.max(MIN_NORM);
+                let pixel = &s[(sample * h * w + i) * c..][..c];
+                gs.extend(pixel.iter().map(|a| gq * p * a.abs().powf(p - 1.0) * sign(*a)));
+            }
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gs)?), None]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -221,6 +304,8 @@ pub fn cases() -> Vec<Case> {
         cases.push(case("other channels", 2.0, distance, [3, 4, 3, 9], 2));
         cases.push(case("absolute values", 1.0, distance, [2, 3, 5, 4], 3));
         cases.push(case("fractional", 1.5, distance, [1, 3, 3, 5], 6));
+        cases.push(case("whole chunks", 2.0, distance, [2, 3, 5, 16], 24));
+        cases.push(case("whole chunks", 3.0, distance, [2, 3, 5, 16], 16));
         cases.push(case("fourth power", 4.0, distance, [2, 2, 3, 3], 8));
         cases.push(Case::bench(
             format!("level 3, {distance:?}"),

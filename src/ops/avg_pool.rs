@@ -6,6 +6,9 @@
 //! ```
 //! The divisor is `k^2` at the border too: `torch.nn.AvgPool2d` with `count_include_pad=True`, `ceil_mode=False`.
 
+use super::elementwise::window::{self, Gather, WindowParams};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::support::{Window, dims};
 use super::*;
 use crate::cpu;
@@ -33,6 +36,19 @@ impl AvgPool {
     fn inverse_area(&self) -> f32 {
         (1.0 / (self.kernel as f64 * self.kernel as f64)) as f32
     }
+}
+
+fn fwd() -> Call {
+    Call::new("avg_pool.cu", "avg_pool_fwd")
+}
+
+fn bwd() -> Call {
+    Call::new("avg_pool.cu", "avg_pool_bwd")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    window::variants(&[fwd(), bwd()])
 }
 
 impl Op for AvgPool {
@@ -84,6 +100,46 @@ impl Op for AvgPool {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let dtype = operand_dtype("avg_pool", inputs)?;
+        let (shape, win) = (self.output_shape(&[inputs[0].shape()])?, self.window());
+        let ([_, h, w, _], [_, ho, wo, _]) = (dims(inputs[0].shape()), dims(shape));
+        let y = Tensor::empty_gpu(shape, dtype, gpu, "avg_pool")?;
+        let gather = Gather {
+            op: "avg_pool",
+            from: dims(inputs[0].shape()),
+            to: [ho, wo],
+            down: &|first, last| win.all_covered(first, last, h),
+            right: &|first, last| win.all_covered(first, last, w),
+            positions: false,
+        };
+        let set = |p| WindowParams { scale: self.inverse_area(), ..win.set(p) };
+        gather.launch(gpu, fwd(), inputs[0], None, &y, set)?;
+        Ok(y.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let dtype = operand_dtype("avg_pool", &[ctx.gy])?;
+        let gx = Tensor::empty_gpu(ctx.inputs[0], dtype, gpu, "gradient of avg_pool")?;
+        let (from, win) = (self.out_dims(ctx.inputs[0])?, self.window());
+        let ([_, h, w, _], [_, ho, wo, _]) = (dims(ctx.inputs[0]), from);
+        let gather = Gather {
+            op: "avg_pool",
+            from,
+            to: [h, w],
+            down: &|first, last| win.all_covering(first, last, ho),
+            right: &|first, last| win.all_covering(first, last, wo),
+            positions: false,
+        };
+        let set = |p| WindowParams { scale: self.inverse_area(), ..win.set(p) };
+        gather.launch(gpu, bwd(), ctx.gy, None, &gx, set)?;
+        Ok(vec![Some(gx)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         let [n, h, w, c] = dims(inputs[0].shape());
@@ -106,6 +162,20 @@ impl Op for AvgPool {
         Tensor::from_vec([n, ho, wo, c], y)
     }
 
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let gy = gy.data::<f64>()?;
+        let [_, h, w, c] = dims(inputs[0].shape());
+        let [_, ho, wo, _] = self.out_dims(inputs[0].shape())?;
+        let mut gx = vec![0.0; inputs[0].elems()];
+        for (at, g) in gy.iter().enumerate() {
+            let (b, i, j, ch) = (at / (ho * wo * c), at / (wo * c) % ho, at / c % wo, at % c);
+            for (_, pixel) in self.window().pixels([b, i, j], [h, w]) {
+                gx[pixel * c + ch] += g / (self.kernel * self.kernel) as f64;
+            }
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gx)?)]))
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         self.out_dims(inputs[0])
             .map_or(0, |d| (d.iter().product::<usize>() * self.kernel * self.kernel) as u64)
@@ -124,6 +194,8 @@ pub fn cases() -> Vec<Case> {
         case("halving, odd", [2, 2, 0], [1, 5, 7, 3]),
         case("overlapping", [3, 1, 1], [1, 4, 6, 11]),
         case("gaps between windows", [2, 3, 1], [1, 8, 7, 2]),
+        case("chunks of channels", [3, 2, 1], [1, 18, 21, 24]),
+        case("windows that fill no shared memory", [37, 1, 0], [1, 37, 38, 16]),
         Case::bench(
             "halving",
             AvgPool { kernel: 2, stride: 2, pad: 0 },

@@ -5,13 +5,77 @@
 //! gx_i           = that part of gy
 //! ```
 
+use super::elementwise::chunk;
+use super::elementwise::rows::{Layout, Rows, map_call, map_variants};
+use super::implicit_gemm::{int, operand_dtype};
+use super::kernel::Call;
 use super::*;
 use crate::cpu;
 use crate::error::Error;
+use bytemuck::{Pod, Zeroable};
 
 /// Concatenation: `x_i [.., C_i] -> [.., C_1 + .. + C_k]` for any number of inputs that agree in all axes but the last.
 #[derive(Clone, Debug)]
 pub struct Concat {}
+
+/// Inputs of one launch.
+const MOST: usize = 8;
+
+/// `ConcatParams` of `kernels/concat.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    whole: u64,
+    part: [u64; MOST],
+    first: [i32; MOST + 1],
+    total: i32,
+    start: i32,
+    pad: i32,
+    at: Layout,
+}
+
+fn join() -> Call {
+    Call::new("concat.cu", "concat_join")
+}
+
+fn split() -> Call {
+    Call::new("concat.cu", "concat_split")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    [join(), split()].iter().flat_map(map_variants::<Params>).collect()
+}
+
+/// Copies between `whole` and the parts along its columns, each with its width; a part that is `None` is left out.
+fn copy(gpu: &Gpu, call: &Call, whole: &Tensor, parts: &[(Option<&Tensor>, usize)]) -> Result<()> {
+    let (dtype, total) = (whole.dtype(), whole.shape().last());
+    let wide = parts.iter().all(|(_, c)| c.is_multiple_of(chunk(dtype)));
+    let mut start = 0;
+    for some in parts.chunks(MOST) {
+        let columns: usize = some.iter().map(|(_, c)| c).sum();
+        let rows = Rows { segments: 1, rows: whole.shape().rows(), columns };
+        let each = if wide { chunk(dtype) } else { 1 };
+        let (at, grid) = rows.layout("concat", each, gpu.info().multiprocessors as usize)?;
+        let mut p = Params {
+            whole: whole.cuda_ptr()?,
+            total: int("concat", "channels", total)?,
+            start: start as i32,
+            at,
+            ..Params::zeroed()
+        };
+        for (k, (part, c)) in some.iter().enumerate() {
+            p.part[k] = part.map_or(Ok(0), Tensor::cuda_ptr)?;
+            p.first[k + 1] = p.first[k] + *c as i32;
+        }
+        p.first[some.len()..].fill(columns as i32);
+        if some.iter().any(|(part, _)| part.is_some()) {
+            map_call(call.clone(), dtype, wide).launch(gpu, grid, &p)?;
+        }
+        start += columns;
+    }
+    Ok(())
+}
 
 impl Op for Concat {
     fn name(&self) -> &'static str {
@@ -77,6 +141,34 @@ impl Op for Concat {
         Ok(grads)
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn is_operand(&self, _input: usize) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let dtype = operand_dtype("concat", inputs)?;
+        let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
+        let y = Tensor::empty_gpu(self.output_shape(&shapes)?, dtype, gpu, "concat")?;
+        let parts: Vec<_> = inputs.iter().map(|&t| (Some(t), t.shape().last())).collect();
+        copy(gpu, &join(), &y, &parts)?;
+        Ok(y.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let dtype = operand_dtype("concat", &[ctx.gy])?;
+        let make = |(&shape, &need): (&Shape, &bool)| {
+            need.then(|| Tensor::empty_gpu(shape, dtype, gpu, "gradient of concat")).transpose()
+        };
+        let grads = ctx.inputs.iter().zip(ctx.needs).map(make).collect::<Result<Vec<_>>>()?;
+        let parts: Vec<_> = grads.iter().zip(ctx.inputs).map(|(g, s)| (g.as_ref(), s.last())).collect();
+        copy(gpu, &split(), ctx.gy, &parts)?;
+        Ok(grads)
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
         let shape = self.output_shape(&shapes)?;
@@ -88,6 +180,20 @@ impl Op for Concat {
             }
         }
         Tensor::from_vec(shape, y)
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let mut grads: Vec<Vec<f64>> = vec![Vec::new(); inputs.len()];
+        let mut rest = gy.data::<f64>()?;
+        while !rest.is_empty() {
+            for (grad, t) in grads.iter_mut().zip(inputs) {
+                let (part, after) = rest.split_at(t.shape().last());
+                grad.extend_from_slice(part);
+                rest = after;
+            }
+        }
+        let tensor = |(g, t): (Vec<f64>, &&Tensor)| Tensor::from_vec(t.shape(), g).map(Some);
+        Ok(Some(grads.into_iter().zip(inputs).map(tensor).collect::<Result<_>>()?))
     }
 
     fn flops(&self, _inputs: &[Shape]) -> u64 {
@@ -107,6 +213,8 @@ pub fn cases() -> Vec<Case> {
         case("single elements", &[&[1], &[1]]),
         case("skip connection", &[&[2, 3, 5, 7], &[2, 3, 5, 4]]),
         case("pyramid", &[&[1, 3, 3, 9], &[1, 3, 3, 2], &[1, 3, 3, 2], &[1, 3, 3, 1], &[1, 3, 3, 2]]),
+        case("chunks", &[&[2, 3, 5, 16], &[2, 3, 5, 8], &[2, 3, 5, 40]]),
+        case("more than one launch takes", &[[5, 8].as_slice(); 11]),
         Case::new(
             "gradient for one of two",
             Concat {},

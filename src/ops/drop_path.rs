@@ -1,10 +1,16 @@
 //! Stochastic depth: every sample is kept with probability `1 - rate` and then scaled by `1 / (1 - rate)`, or set to
 //! 0; the gradient goes the same way. Huang et al., arXiv:1603.09382, in the per-sample form.
 
+use super::device_key::KeyParams;
+use super::elementwise::rows::is_wide;
+use super::elementwise::{DTYPES, THREADS, TURNS, blocks, blocks_of};
+use super::implicit_gemm::{int, operand_dtype};
+use super::kernel::Call;
 use super::*;
-use crate::base::Philox;
+use crate::base::{DType, Philox};
 use crate::cpu::for_each_chunk;
 use crate::error::Error;
+use bytemuck::{Pod, Zeroable};
 
 /// Drops whole samples. Input: `x [N, ..]`. Sample `n` is kept if element `n` of the stream `rng` is at least `rate`;
 /// rate 0 is the identity.
@@ -14,12 +20,64 @@ pub struct DropPath {
     pub rate: f32,
     /// The stream the decisions come from.
     pub rng: Philox,
+    /// Where the words of the stream lie on the device, if they change under a captured graph. A device then reads them
+    /// there, and `rng` only on the host.
+    pub key: Option<DeviceKey>,
+}
+
+/// `DropPathParams` of `kernels/drop_path.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Params {
+    key: KeyParams,
+    input: u64,
+    output: u64,
+    count: i64,
+    blocks: i32,
+    rate: f32,
+    factor: f32,
+    pad: [i32; 3],
+}
+
+fn call(dtype: DType, wide: bool) -> Call {
+    Call::new("drop_path.cu", "drop_path_fwd").dtype(dtype).set("VEC", u8::from(wide))
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let of = |dtype| [false, true].map(|wide| call(dtype, wide).variant::<Params>());
+    DTYPES.into_iter().flat_map(of).collect()
 }
 
 impl DropPath {
     /// The factor of sample `n`.
     fn factor(&self, n: usize) -> f32 {
         if self.rng.uniform_at(n as u64) < self.rate { 0.0 } else { 1.0 / (1.0 - self.rate) }
+    }
+
+    /// As [`DropPath::apply`], on a device.
+    fn apply_on(&self, gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
+        let dtype = operand_dtype("drop_path", &[x])?;
+        if self.rate == 0.0 || x.elems() == 0 {
+            return Ok(x.clone());
+        }
+        let (samples, count) = (x.shape()[0], x.elems() / x.shape()[0]);
+        let wide = is_wide(dtype, count);
+        let each = if wide { blocks_of(dtype, count) } else { count.div_ceil(THREADS * TURNS) };
+        int("drop_path", "blocks", samples * each)?;
+        let y = Tensor::empty_gpu(x.shape(), dtype, gpu, "drop_path")?;
+        let p = Params {
+            key: KeyParams::new(self.key.as_ref(), &self.rng)?,
+            input: x.cuda_ptr()?,
+            output: y.cuda_ptr()?,
+            count: count as i64,
+            blocks: each as i32,
+            rate: self.rate,
+            factor: 1.0 / (1.0 - self.rate),
+            pad: [0; 3],
+        };
+        call(dtype, wide).launch(gpu, blocks(samples * each), &p)?;
+        Ok(y)
     }
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
@@ -73,6 +131,19 @@ impl Op for DropPath {
         Ok(vec![Some(self.apply(ctx.gy)?)])
     }
 
+    /// With rate 0 the result is the input itself: there is nothing to launch.
+    fn has_kernel(&self) -> bool {
+        self.rate > 0.0
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        Ok(self.apply_on(gpu, inputs[0])?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.apply_on(gpu, ctx.gy)?)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let shape = inputs[0].shape();
         let count = shape.elems() / shape[0];
@@ -84,6 +155,10 @@ impl Op for DropPath {
         Tensor::from_vec(shape, y.collect())
     }
 
+    fn reference_gradients(&self, _inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(Some(vec![Some(self.reference(&[gy])?)]))
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         inputs[0].elems() as u64
     }
@@ -91,12 +166,14 @@ impl Op for DropPath {
 
 /// No dropping, some, most, and a single sample.
 pub fn cases() -> Vec<Case> {
-    let op = |rate| DropPath { rate, rng: Philox::new(5).fold_str("drop_path") };
+    let op = |rate| DropPath { rate, rng: Philox::new(5).fold_str("drop_path"), key: None };
     vec![
         Case::new("rate 0", op(0.0), vec![Input::normal("x", [2, 3])]),
         Case::new("one sample", op(0.3), vec![Input::normal("x", [1, 3, 5, 7])]),
         Case::new("some", op(0.3), vec![Input::normal("x", [11, 3, 1, 5])]),
         Case::new("most", op(0.9), vec![Input::normal("x", [30, 2])]),
+        Case::new("samples of chunks", op(0.4), vec![Input::normal("x", [5, 3, 2, 24])]),
+        Case::new("more than a block", op(0.5), vec![Input::normal("x", [3, 8208])]),
         Case::bench("block", op(0.1), vec![Input::normal("x", [8, 56, 56, 96])]),
     ]
 }
@@ -107,7 +184,7 @@ mod tests {
 
     #[test]
     fn keeps_the_expectation() {
-        let op = DropPath { rate: 0.25, rng: Philox::new(1) };
+        let op = DropPath { rate: 0.25, rng: Philox::new(1), key: None };
         let n = 20_000;
         let y = run(&op, &[&Tensor::full([n, 2], 1.0)]).unwrap().y;
         let y = y.f32s().unwrap();
@@ -119,11 +196,11 @@ mod tests {
     #[test]
     fn refuses_other_rates() {
         for rate in [1.0, -0.1, f32::NAN] {
-            let op = DropPath { rate, rng: Philox::new(1) };
+            let op = DropPath { rate, rng: Philox::new(1), key: None };
             let e = run(&op, &[&Tensor::zeros([2, 2])]).err().unwrap();
             assert!(e.is_usage() && e.to_string().contains("drop_path"), "{e}");
         }
-        let op = DropPath { rate: 0.5, rng: Philox::new(1) };
+        let op = DropPath { rate: 0.5, rng: Philox::new(1), key: None };
         assert!(run(&op, &[&Tensor::scalar(1.0)]).err().unwrap().is_shape());
     }
 }

@@ -1,10 +1,16 @@
 //! Dropout: every element (or every channel of a sample) is kept with probability `1 - rate` and then scaled by
 //! `1 / (1 - rate)`, or set to 0; the gradient goes the same way. Srivastava et al., JMLR 15, 2014.
 
+use super::device_key::KeyParams;
+use super::elementwise::rows::{RowMapParams, Rows, is_wide, map_call, map_variants};
+use super::elementwise::{DTYPES, MapParams};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::*;
 use crate::base::Philox;
 use crate::cpu::for_each_chunk;
 use crate::error::Error;
+use bytemuck::{Pod, Zeroable};
 
 /// Drops elements or channels. Input: `x [N, .., C]` (any shape unless `channels`).
 ///
@@ -19,6 +25,46 @@ pub struct Dropout {
     pub rng: Philox,
     /// Drop whole channels of a sample (PyTorch's `Dropout2d`).
     pub channels: bool,
+    /// Where the words of the stream lie on the device, if they change under a captured graph. A device then reads them
+    /// there, and `rng` only on the host.
+    pub key: Option<DeviceKey>,
+}
+
+/// `DropoutParams<MapParams>` of `kernels/dropout.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct ElementParams {
+    key: KeyParams,
+    threshold: u32,
+    factor: f32,
+    at: MapParams,
+    pad: u64,
+}
+
+/// `DropoutParams<RowMapParams>` of `kernels/dropout.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct ChannelParams {
+    key: KeyParams,
+    threshold: u32,
+    factor: f32,
+    at: RowMapParams,
+    pad: u64,
+}
+
+fn elements() -> Call {
+    Call::new("dropout.cu", "dropout_fwd").set("PASS", 0)
+}
+
+fn whole_channels() -> Call {
+    Call::new("dropout.cu", "dropout_channels").set("PASS", 1)
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let mut all = map_variants::<ChannelParams>(&whole_channels());
+    all.extend(DTYPES.map(|dtype| elements().dtype(dtype).variant::<ElementParams>()));
+    all
 }
 
 /// Elements whose mask is drawn at a time, a multiple of the generator's block of four.
@@ -28,6 +74,33 @@ impl Dropout {
     /// Words below it drop.
     fn threshold(&self) -> u32 {
         (f64::from(self.rate) * 4_294_967_296.0) as u32
+    }
+
+    /// As [`Dropout::apply`], on a device.
+    fn apply_on(&self, gpu: &Gpu, x: &Tensor) -> Result<Tensor> {
+        let dtype = operand_dtype("dropout", &[x])?;
+        if self.rate == 0.0 || x.elems() == 0 {
+            return Ok(x.clone());
+        }
+        let shape = x.shape();
+        let y = Tensor::empty_gpu(shape, dtype, gpu, "dropout")?;
+        let key = KeyParams::new(self.key.as_ref(), &self.rng)?;
+        let (threshold, factor) = (self.threshold(), 1.0 / (1.0 - self.rate));
+        if self.channels {
+            let rows = Rows { segments: shape[0], rows: shape.rows() / shape[0], columns: shape.last() };
+            let (at, grid) = rows.layout_for(gpu, "dropout", dtype)?;
+            let at = RowMapParams { input: x.cuda_ptr()?, row: 0, output: y.cuda_ptr()?, at };
+            let p = ChannelParams { key, threshold, factor, at, pad: 0 };
+            map_call(whole_channels(), dtype, is_wide(dtype, rows.columns)).launch(gpu, grid, &p)?;
+        } else {
+            let (at, grid) = MapParams::new(&[x], &y)?;
+            elements().dtype(dtype).launch(
+                gpu,
+                grid,
+                &ElementParams { key, threshold, factor, at, pad: 0 },
+            )?;
+        }
+        Ok(y)
     }
 
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
@@ -92,6 +165,19 @@ impl Op for Dropout {
         Ok(vec![Some(self.apply(ctx.gy)?)])
     }
 
+    /// With rate 0 the result is the input itself: there is nothing to launch.
+    fn has_kernel(&self) -> bool {
+        self.rate > 0.0
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        Ok(self.apply_on(gpu, inputs[0])?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.apply_on(gpu, ctx.gy)?)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let shape = inputs[0].shape();
         let keep = 1.0 - f64::from(self.rate);
@@ -104,6 +190,10 @@ impl Op for Dropout {
         Tensor::from_vec(shape, y.collect())
     }
 
+    fn reference_gradients(&self, _inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(Some(vec![Some(self.reference(&[gy])?)]))
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         inputs[0].elems() as u64
     }
@@ -111,13 +201,14 @@ impl Op for Dropout {
 
 /// Elements and channels, odd sizes, more than one chunk.
 pub fn cases() -> Vec<Case> {
-    let op = |rate, channels| Dropout { rate, rng: Philox::new(6).fold_str("dropout"), channels };
+    let op = |rate, channels| Dropout { rate, rng: Philox::new(6).fold_str("dropout"), channels, key: None };
     vec![
         Case::new("rate 0", op(0.0, false), vec![Input::normal("x", [2, 3])]),
         Case::new("one element", op(0.5, false), vec![Input::normal("x", [1])]),
         Case::new("odd", op(0.3, false), vec![Input::normal("x", [3, 5, 7, 11])]),
         Case::new("several chunks", op(0.1, false), vec![Input::normal("x", [3, CHUNK + 5])]),
         Case::new("channels", op(0.4, true), vec![Input::normal("x", [3, 5, 2, 13])]),
+        Case::new("channels in chunks", op(0.4, true), vec![Input::normal("x", [3, 5, 4, 24])]),
         Case::new("channels of vectors", op(0.4, true), vec![Input::normal("x", [4, 9])]),
         Case::bench("elements", op(0.1, false), vec![Input::normal("x", [8, 64, 64, 64])]),
         Case::bench("whole channels", op(0.1, true), vec![Input::normal("x", [8, 64, 64, 64])]),
@@ -130,7 +221,7 @@ mod tests {
 
     #[test]
     fn keeps_the_expectation_and_drops_for_good() {
-        let op = Dropout { rate: 0.2, rng: Philox::new(1), channels: false };
+        let op = Dropout { rate: 0.2, rng: Philox::new(1), channels: false, key: None };
         let n = 100_000;
         let y = run(&op, &[&Tensor::full([n], 1.0)]).unwrap().y;
         let dropped = y.f32s().unwrap().iter().filter(|&&v| v == 0.0).count() as f64 / n as f64;
@@ -142,11 +233,11 @@ mod tests {
     #[test]
     fn refuses_other_rates_and_shapes() {
         for rate in [1.0, -0.1, f32::NAN] {
-            let op = Dropout { rate, rng: Philox::new(1), channels: false };
+            let op = Dropout { rate, rng: Philox::new(1), channels: false, key: None };
             let e = run(&op, &[&Tensor::zeros([2, 2])]).err().unwrap();
             assert!(e.is_usage() && e.to_string().contains("dropout"), "{e}");
         }
-        let op = Dropout { rate: 0.5, rng: Philox::new(1), channels: true };
+        let op = Dropout { rate: 0.5, rng: Philox::new(1), channels: true, key: None };
         assert!(run(&op, &[&Tensor::zeros([4])]).err().unwrap().is_shape());
     }
 }

@@ -1,6 +1,9 @@
 //! GELU in its exact form: `y = x P(x)` with the cumulative normal distribution `P(x) = (1 + erf(x / sqrt 2)) / 2`;
 //! gradient `gx = gy (P(x) + x p(x))` with the normal density `p`. Hendrycks, Gimpel, arXiv:1606.08415.
 
+use super::elementwise::{DTYPES, MapParams, map};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::*;
 use crate::cpu::{math, rows};
 use crate::error::Error;
@@ -8,6 +11,20 @@ use crate::error::Error;
 /// `y = x * P(x)`, the exact (erf) form. Input: `x` of any shape.
 #[derive(Clone, Debug, Default)]
 pub struct Gelu {}
+
+fn fwd() -> Call {
+    Call::new("gelu.cu", "gelu_fwd")
+}
+
+fn bwd() -> Call {
+    Call::new("gelu.cu", "gelu_bwd")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let of = |dtype| [fwd(), bwd()].map(|call| call.dtype(dtype).variant::<MapParams>());
+    DTYPES.into_iter().flat_map(of).collect()
+}
 
 impl Op for Gelu {
     fn name(&self) -> &'static str {
@@ -38,10 +55,35 @@ impl Op for Gelu {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        operand_dtype("gelu", inputs)?;
+        Ok(map(gpu, fwd(), inputs, "gelu")?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let inputs = [ctx.gy, &ctx.saved[0]];
+        operand_dtype("gelu", &inputs)?;
+        Ok(vec![Some(map(gpu, bwd(), &inputs, "gradient of gelu")?)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         let gelu = |&x: &f64| 0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2));
         Tensor::from_vec(inputs[0].shape(), x.iter().map(gelu).collect())
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let x = inputs[0].data::<f64>()?;
+        let slope = |x: f64| {
+            let density = (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt();
+            0.5 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2)) + x * density
+        };
+        let gx = gy.data::<f64>()?.iter().zip(x).map(|(g, &x)| g * slope(x)).collect();
+        Ok(Some(vec![Some(Tensor::from_vec(gy.shape(), gx)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {

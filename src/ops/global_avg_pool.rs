@@ -6,12 +6,51 @@
 //! ```
 
 use super::adaptive_avg_pool::{bin_means, bin_means_backward};
+use super::elementwise::DTYPES;
+use super::elementwise::rows::{Layout, RowSumParams, Rows, is_wide, map_call, map_variants, sum_call};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::support::{dims, expect_inputs, images};
 use super::*;
+use bytemuck::{Pod, Zeroable};
 
 /// Global average pooling: `x [N, H, W, C] -> [N, C]`.
 #[derive(Clone, Debug)]
 pub struct GlobalAvgPool {}
+
+/// `GlobalAvgPoolBwdParams` of `kernels/global_avg_pool.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct BwdParams {
+    gy: u64,
+    gx: u64,
+    at: Layout,
+    scale: f32,
+    pad: i32,
+}
+
+fn fwd() -> Call {
+    Call::new("global_avg_pool.cu", "global_avg_pool_fwd").set("PASS", 0)
+}
+
+fn bwd() -> Call {
+    Call::new("global_avg_pool.cu", "global_avg_pool_bwd").set("PASS", 1)
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let mut all = map_variants::<BwdParams>(&bwd());
+    for (dtype, out) in DTYPES.into_iter().flat_map(|d| DTYPES.map(|out| (d, out))) {
+        all.extend([false, true].map(|wide| sum_call(fwd(), dtype, out, wide).variant::<RowSumParams>()));
+    }
+    all
+}
+
+/// The images as segments, their pixels as rows; and one over the pixels of an image.
+fn rows_of(x: Shape) -> (Rows, f32) {
+    let [n, h, w, c] = dims(x);
+    (Rows { segments: n, rows: h * w, columns: c }, (1.0 / (h * w) as f64) as f32)
+}
 
 impl Op for GlobalAvgPool {
     fn name(&self) -> &'static str {
@@ -38,6 +77,28 @@ impl Op for GlobalAvgPool {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let dtype = operand_dtype("global_avg_pool", inputs)?;
+        let (rows, scale) = rows_of(inputs[0].shape());
+        let y = Tensor::empty_gpu([rows.segments, rows.columns], dtype, gpu, "global_avg_pool")?;
+        rows.sum(gpu, "global_avg_pool", fwd(), inputs[0], &y, scale)?;
+        Ok(y.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let dtype = operand_dtype("global_avg_pool", &[ctx.gy])?;
+        let (rows, scale) = rows_of(ctx.inputs[0]);
+        let gx = Tensor::empty_gpu(ctx.inputs[0], dtype, gpu, "gradient of global_avg_pool")?;
+        let (at, grid) = rows.layout_for(gpu, "global_avg_pool", dtype)?;
+        let p = BwdParams { gy: ctx.gy.cuda_ptr()?, gx: gx.cuda_ptr()?, at, scale, pad: 0 };
+        map_call(bwd(), dtype, is_wide(dtype, rows.columns)).launch(gpu, grid, &p)?;
+        Ok(vec![Some(gx)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         let [n, h, w, c] = dims(inputs[0].shape());
@@ -46,6 +107,14 @@ impl Op for GlobalAvgPool {
             y[at / (h * w * c) * c + at % c] += v / (h * w) as f64;
         }
         Tensor::from_vec([n, c], y)
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let gy = gy.data::<f64>()?;
+        let [_, h, w, c] = dims(inputs[0].shape());
+        let gx =
+            (0..inputs[0].elems()).map(|at| gy[at / (h * w * c) * c + at % c] / (h * w) as f64).collect();
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gx)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -60,6 +129,8 @@ pub fn cases() -> Vec<Case> {
         case("one pixel", [1, 1, 1, 1]),
         case("one pixel, channels", [3, 1, 1, 7]),
         case("odd", [2, 7, 5, 13]),
+        case("whole chunks", [2, 7, 5, 16]),
+        case("several parts", [1, 24, 23, 16]),
         Case::new(
             "large mean",
             GlobalAvgPool {},

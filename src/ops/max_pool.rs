@@ -7,9 +7,14 @@
 //! Padding counts as minus infinity, and a window that holds a NaN gives NaN. Same as `torch.nn.MaxPool2d` with
 //! `ceil_mode=False`, ties included (after a ReLU windows of zeros are common).
 
+use super::elementwise::window::{self, Gather};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::support::{Window, dims};
 use super::*;
+use crate::base::DType;
 use crate::cpu;
+use crate::error::Error;
 
 /// Max pooling: `x [N, H, W, C] -> [N, H', W', C]` with `H' = floor((H + 2 pad - kernel) / stride) + 1`.
 #[derive(Clone, Debug)]
@@ -61,6 +66,22 @@ impl MaxPool {
     }
 }
 
+/// Largest side of a window on a device: a position in it is one byte.
+const MOST_KERNEL: usize = 16;
+
+fn fwd() -> Call {
+    Call::new("max_pool.cu", "max_pool_fwd")
+}
+
+fn bwd() -> Call {
+    Call::new("max_pool.cu", "max_pool_bwd")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    window::variants(&[fwd(), bwd()])
+}
+
 impl Op for MaxPool {
     fn name(&self) -> &'static str {
         "max_pool"
@@ -95,7 +116,8 @@ impl Op for MaxPool {
     }
 
     fn save(&self, inputs: &[&Tensor], _y: &Tensor) -> Vec<Tensor> {
-        vec![inputs[0].clone()]
+        // A device keeps where the maxima were, one byte each, and lets go of the image.
+        if inputs[0].gpu().is_some() { Vec::new() } else { vec![inputs[0].clone()] }
     }
 
     fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
@@ -125,6 +147,52 @@ impl Op for MaxPool {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let dtype = operand_dtype("max_pool", inputs)?;
+        if self.kernel > MOST_KERNEL {
+            let what = format!(
+                "a window of {0}x{0} is more than the kernel's {MOST_KERNEL}x{MOST_KERNEL}",
+                self.kernel
+            );
+            return Err(Error::shape("max_pool", what).with_remedy("compute on the host with `--device cpu`"));
+        }
+        let (shape, win) = (self.output_shape(&[inputs[0].shape()])?, self.window());
+        let ([_, h, w, _], [_, ho, wo, _]) = (dims(inputs[0].shape()), dims(shape));
+        let y = Tensor::empty_gpu(shape, dtype, gpu, "max_pool")?;
+        let positions = Tensor::empty_gpu(shape, DType::U8, gpu, "max_pool positions")?;
+        let gather = Gather {
+            op: "max_pool",
+            from: dims(inputs[0].shape()),
+            to: [ho, wo],
+            down: &|first, last| win.all_covered(first, last, h),
+            right: &|first, last| win.all_covered(first, last, w),
+            positions: false,
+        };
+        gather.launch(gpu, fwd(), inputs[0], Some(&positions), &y, |p| win.set(p))?;
+        Ok(Forward { y, extra: vec![positions], aux: Vec::new() })
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let dtype = operand_dtype("max_pool", &[ctx.gy])?;
+        let gx = Tensor::empty_gpu(ctx.inputs[0], dtype, gpu, "gradient of max_pool")?;
+        let (from, win) = (self.out_dims(ctx.inputs[0])?, self.window());
+        let ([_, h, w, _], [_, ho, wo, _]) = (dims(ctx.inputs[0]), from);
+        let gather = Gather {
+            op: "max_pool",
+            from,
+            to: [h, w],
+            down: &|first, last| win.all_covering(first, last, ho),
+            right: &|first, last| win.all_covering(first, last, wo),
+            positions: true,
+        };
+        gather.launch(gpu, bwd(), ctx.gy, Some(&ctx.saved[0]), &gx, |p| win.set(p))?;
+        Ok(vec![Some(gx)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         let [n, h, w, c] = dims(inputs[0].shape());
@@ -147,6 +215,20 @@ impl Op for MaxPool {
         Tensor::from_vec([n, ho, wo, c], y)
     }
 
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let (x, gy) = (inputs[0].data::<f64>()?, gy.data::<f64>()?);
+        let [_, h, w, c] = dims(inputs[0].shape());
+        let [_, ho, wo, _] = self.out_dims(inputs[0].shape())?;
+        let mut gx = vec![0.0; x.len()];
+        for (at, g) in gy.iter().enumerate() {
+            let (b, i, j, ch) = (at / (ho * wo * c), at / (wo * c) % ho, at / c % wo, at % c);
+            let pixels = self.window().pixels([b, i, j], [h, w]).map(|(_, pixel)| pixel * c + ch);
+            let best = pixels.reduce(|best, here| if x[here] > x[best] { here } else { best });
+            gx[best.expect("a window meets the image")] += g;
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gx)?)]))
+    }
+
     fn flops(&self, inputs: &[Shape]) -> u64 {
         self.out_dims(inputs[0])
             .map_or(0, |d| (d.iter().product::<usize>() * self.kernel * self.kernel) as u64)
@@ -166,6 +248,13 @@ pub fn cases() -> Vec<Case> {
         case("overlapping", [3, 1, 1], [1, 4, 6, 9]),
         case("gaps between windows", [2, 3, 1], [1, 8, 7, 2]),
         case("large window", [5, 2, 2], [1, 11, 6, 1]),
+        case("chunks of channels", [3, 2, 1], [1, 18, 21, 24]),
+        Case::new(
+            "ties",
+            MaxPool { kernel: 3, stride: 2, pad: 1 },
+            vec![Input::filled("x", [1, 9, 8, 8], Fill::Uniform(0.0, 0.0)).fixed()],
+        ),
+        case("windows that fill no shared memory", [15, 15, 0], [1, 31, 30, 32]),
         Case::bench(
             "resnet stem",
             MaxPool { kernel: 3, stride: 2, pad: 1 },

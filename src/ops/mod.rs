@@ -7,20 +7,27 @@
 //! [`for_each_op!`](crate::for_each_op) is the one list from which registry, tests and benches are made.
 
 mod case;
+mod cast;
 pub mod check;
+mod device_key;
+mod elementwise;
 pub mod implicit_gemm;
 mod kernel;
+mod norm;
 mod offload;
 mod run;
 mod support;
+pub mod untaped;
 mod variants;
 
 pub use case::{Case, Fill, Input};
+pub use cast::cast;
+pub use device_key::{DeviceKey, KEY_BYTES};
 pub use offload::{Offload, Offloaded};
 pub use run::{backward, run};
 pub use variants::{Variant, kernel_variants};
 
-use crate::base::Shape;
+use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
@@ -32,8 +39,8 @@ macro_rules! for_each_op {
     ($then:ident) => {
         $then! {
             adaptive_avg_pool, add, attention, attention_transfer, avg_pool, batch_norm, concat, conv2d,
-            cross_entropy, dice, drop_path, dropout, embedding, gelu, global_avg_pool, group_norm, layer_norm,
-            linear, max_pool, relu, resize, scale, silu, softmax, weighted_sum, whiten_mse,
+            cross_entropy, dice, drop_path, dropout, embedding, feature_loss, gelu, global_avg_pool, group_norm,
+            layer_norm, linear, max_pool, relu, resize, scale, silu, softmax, weighted_sum, whiten_mse,
         }
     };
 }
@@ -143,6 +150,12 @@ pub trait Op: Debug + Send + Sync {
     /// As [`Op::reference`].
     fn reference_gradients(&self, _inputs: &[&Tensor], _gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
         Ok(None)
+    }
+
+    /// What the kernels lose by rounding results between two products to `dtype`, the type of their operands, as a share of
+    /// the largest magnitude of the end result. 0, the default, where all that lies between operands and results is f32.
+    fn inner_rounding(&self, _dtype: DType) -> f64 {
+        0.0
     }
 
     /// Floating-point operations of the forward pass (a multiply-add counts two).

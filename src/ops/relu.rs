@@ -1,5 +1,8 @@
 //! Rectified linear unit: `y = max(x, 0)`, gradient `gx = gy` where `y > 0`, else 0. NaN stays NaN.
 
+use super::elementwise::{DTYPES, MapParams, map};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::*;
 use crate::cpu::{math, rows};
 use crate::error::Error;
@@ -7,6 +10,20 @@ use crate::error::Error;
 /// `y = max(x, 0)`. Input: `x` of any shape.
 #[derive(Clone, Debug, Default)]
 pub struct Relu {}
+
+fn fwd() -> Call {
+    Call::new("relu.cu", "relu_fwd")
+}
+
+fn bwd() -> Call {
+    Call::new("relu.cu", "relu_bwd")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let of = |dtype| [fwd(), bwd()].map(|call| call.dtype(dtype).variant::<MapParams>());
+    DTYPES.into_iter().flat_map(of).collect()
+}
 
 impl Op for Relu {
     fn name(&self) -> &'static str {
@@ -34,9 +51,30 @@ impl Op for Relu {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        operand_dtype("relu", inputs)?;
+        Ok(map(gpu, fwd(), inputs, "relu")?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let inputs = [ctx.gy, &ctx.saved[0]];
+        operand_dtype("relu", &inputs)?;
+        Ok(vec![Some(map(gpu, bwd(), &inputs, "gradient of relu")?)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         Tensor::from_vec(inputs[0].shape(), x.iter().map(|&x| x.max(0.0)).collect())
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let x = inputs[0].data::<f64>()?;
+        let gx = gy.data::<f64>()?.iter().zip(x).map(|(g, &x)| if x > 0.0 { *g } else { 0.0 }).collect();
+        Ok(Some(vec![Some(Tensor::from_vec(gy.shape(), gx)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -54,6 +92,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("one element", Relu {}, x(&[1])),
         Case::new("odd", Relu {}, x(&[3, 5, 7, 11])),
         Case::new("matrix", Relu {}, x(&[2, 33])),
+        Case::new("more than a block", Relu {}, x(&[3, 4099])),
         Case::bench("activation", Relu {}, vec![Input::normal("x", [8, 64, 64, 64])]),
     ]
 }

@@ -9,10 +9,14 @@
 //! ```
 //! Same as `torch.nn.functional.interpolate` without `antialias`.
 
+use super::elementwise::window::{self, Gather};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::support::{dims, expect_inputs, images};
 use super::*;
 use crate::cpu;
 use crate::error::Error;
+use std::ops::Range;
 
 /// How [`Resize`] finds a value between pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,85 @@ impl ResizeMode {
     }
 }
 
+/// The first of `0 .. count` that `is` accepts, which also accepts all after it; `count` if there is none.
+fn first_where(count: usize, is: impl Fn(usize) -> bool) -> usize {
+    let (mut lo, mut hi) = (0, count);
+    while lo < hi {
+        let mid = lo + (hi - lo) / 2;
+        if is(mid) { hi = mid } else { lo = mid + 1 }
+    }
+    lo
+}
+
+/// What the kernels read, in the fractions of integers that they compute with.
+impl ResizeMode {
+    /// The pixels that result `i` reads: first and last.
+    fn ends(self, i: usize, len: usize, out: usize) -> (usize, usize) {
+        let lo = match self {
+            ResizeMode::Nearest => return (i * len / out, i * len / out),
+            ResizeMode::Bilinear { align_corners: true } => i * (len - 1) / (out - 1).max(1),
+            ResizeMode::Bilinear { align_corners: false } => {
+                ((2 * i + 1) * len).saturating_sub(out).min((len - 1) * 2 * out) / (2 * out)
+            }
+        };
+        (lo, (lo + 1).min(len - 1))
+    }
+
+    /// The pixels that the results `first ..= last` read.
+    fn sources(self, first: usize, last: usize, len: usize, out: usize) -> Range<usize> {
+        self.ends(first, len, out).0..self.ends(last, len, out).1 + 1
+    }
+
+    /// The results that read one of the pixels `first ..= last`.
+    fn results(self, first: usize, last: usize, len: usize, out: usize) -> Range<usize> {
+        let begin = first_where(out, |i| self.ends(i, len, out).1 >= first);
+        begin..first_where(out, |i| self.ends(i, len, out).0 > last).max(begin)
+    }
+
+    fn call(self, entry: &'static str) -> Call {
+        let mode = match self {
+            ResizeMode::Nearest => 0,
+            ResizeMode::Bilinear { align_corners: false } => 1,
+            ResizeMode::Bilinear { align_corners: true } => 2,
+        };
+        Call::new("resize.cu", entry).set("MODE", mode)
+    }
+
+    fn fwd(self) -> Call {
+        self.call("resize_fwd")
+    }
+
+    fn bwd(self) -> Call {
+        self.call("resize_bwd")
+    }
+}
+
+/// All modes.
+const MODES: [ResizeMode; 3] = [
+    ResizeMode::Nearest,
+    ResizeMode::Bilinear { align_corners: false },
+    ResizeMode::Bilinear { align_corners: true },
+];
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    MODES.iter().flat_map(|mode| window::variants(&[mode.fwd(), mode.bwd()])).collect()
+}
+
+impl Resize {
+    /// Weight of pixel `a` in result `i` of an axis, straight from the formula.
+    fn weight(&self, i: usize, a: usize, len: usize, out: usize) -> f64 {
+        let at = match self.mode {
+            ResizeMode::Nearest => return f64::from(u8::from(i * len / out == a)),
+            ResizeMode::Bilinear { align_corners: true } => {
+                i as f64 * (len - 1) as f64 / (out - 1).max(1) as f64
+            }
+            ResizeMode::Bilinear { align_corners: false } => (i as f64 + 0.5) * len as f64 / out as f64 - 0.5,
+        };
+        (1.0 - (at.clamp(0.0, (len - 1) as f64) - a as f64).abs()).max(0.0)
+    }
+}
+
 impl Op for Resize {
     fn name(&self) -> &'static str {
         "resize"
@@ -146,32 +229,72 @@ impl Op for Resize {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let dtype = operand_dtype("resize", inputs)?;
+        let ([n, h, w, c], [ho, wo], mode) = (dims(inputs[0].shape()), self.out, self.mode);
+        let y = Tensor::empty_gpu([n, ho, wo, c], dtype, gpu, "resize")?;
+        let gather = Gather {
+            op: "resize",
+            from: [n, h, w, c],
+            to: [ho, wo],
+            down: &|first, last| mode.sources(first, last, h, ho),
+            right: &|first, last| mode.sources(first, last, w, wo),
+            positions: false,
+        };
+        gather.launch(gpu, mode.fwd(), inputs[0], None, &y, |p| p)?;
+        Ok(y.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let dtype = operand_dtype("resize", &[ctx.gy])?;
+        let ([n, h, w, c], [ho, wo], mode) = (dims(ctx.inputs[0]), self.out, self.mode);
+        let gx = Tensor::empty_gpu(ctx.inputs[0], dtype, gpu, "gradient of resize")?;
+        let gather = Gather {
+            op: "resize",
+            from: [n, ho, wo, c],
+            to: [h, w],
+            down: &|first, last| mode.results(first, last, h, ho),
+            right: &|first, last| mode.results(first, last, w, wo),
+            positions: false,
+        };
+        gather.launch(gpu, mode.bwd(), ctx.gy, None, &gx, |p| p)?;
+        Ok(vec![Some(gx)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         let ([n, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
-        // Weight of input index `a` in result index `i`, straight from the formula.
-        let weight = |i: usize, a: usize, len: usize, out: usize| -> f64 {
-            let at = match self.mode {
-                ResizeMode::Nearest => return f64::from(u8::from(i * len / out == a)),
-                ResizeMode::Bilinear { align_corners: true } => {
-                    i as f64 * (len - 1) as f64 / (out - 1).max(1) as f64
-                }
-                ResizeMode::Bilinear { align_corners: false } => {
-                    (i as f64 + 0.5) * len as f64 / out as f64 - 0.5
-                }
-            };
-            (1.0 - (at.clamp(0.0, (len - 1) as f64) - a as f64).abs()).max(0.0)
-        };
         let mut y = Vec::new();
         for at in 0..n * ho * wo * c {
             let (b, i, j, ch) = (at / (ho * wo * c), at / (wo * c) % ho, at / c % wo, at % c);
             let mut sum = 0.0;
             for (yy, xx) in (0..h).flat_map(|yy| (0..w).map(move |xx| (yy, xx))) {
-                sum += weight(i, yy, h, ho) * weight(j, xx, w, wo) * x[((b * h + yy) * w + xx) * c + ch];
+                sum += self.weight(i, yy, h, ho)
+                    * self.weight(j, xx, w, wo)
+                    * x[((b * h + yy) * w + xx) * c + ch];
             }
             y.push(sum);
         }
         Tensor::from_vec([n, ho, wo, c], y)
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let gy = gy.data::<f64>()?;
+        let ([_, h, w, c], [ho, wo]) = (dims(inputs[0].shape()), self.out);
+        let mut gx = vec![0.0; inputs[0].elems()];
+        for (at, g) in gx.iter_mut().enumerate() {
+            let (b, y, x, ch) = (at / (h * w * c), at / (w * c) % h, at / c % w, at % c);
+            for i in 0..ho {
+                let down = self.weight(i, y, h, ho);
+                let row = &gy[(b * ho + i) * wo * c..][..wo * c];
+                *g += (0..wo).map(|j| down * self.weight(j, x, w, wo) * row[j * c + ch]).sum::<f64>();
+            }
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gx)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -183,12 +306,8 @@ impl Op for Resize {
 
 /// All modes up, down, to and from one pixel, and the doubling of a feature pyramid.
 pub fn cases() -> Vec<Case> {
-    let modes = [
-        ("nearest", ResizeMode::Nearest),
-        ("half-pixel", ResizeMode::Bilinear { align_corners: false }),
-        ("corners", ResizeMode::Bilinear { align_corners: true }),
-    ];
-    let sizes: [([usize; 4], [usize; 2]); 8] = [
+    let modes = ["nearest", "half-pixel", "corners"].into_iter().zip(MODES);
+    let sizes: [([usize; 4], [usize; 2]); 11] = [
         ([1, 1, 1, 1], [1, 1]),
         ([2, 1, 1, 3], [4, 5]),
         ([1, 5, 6, 2], [1, 1]),
@@ -197,6 +316,9 @@ pub fn cases() -> Vec<Case> {
         ([1, 7, 9, 3], [3, 4]),
         ([1, 5, 4, 1], [3, 9]),
         ([1, 6, 5, 4], [6, 5]),
+        ([1, 9, 10, 24], [18, 20]),
+        ([1, 12, 9, 8], [5, 20]),
+        ([1, 40, 39, 40], [1, 2]),
     ];
     let mut cases = Vec::new();
     for (name, mode) in modes {
@@ -231,6 +353,33 @@ mod tests {
         assert_eq!(row(ResizeMode::Nearest, 5), [0.0, 0.0, 0.0, 4.0, 4.0]);
         assert_eq!(row(ResizeMode::Bilinear { align_corners: false }, 4), [0.0, 1.0, 3.0, 4.0]);
         assert_eq!(row(ResizeMode::Bilinear { align_corners: true }, 5), [0.0, 1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn the_kernels_find_the_taps_of_the_host() {
+        for mode in MODES {
+            for (len, out) in [(1, 1), (1, 7), (5, 1), (3, 6), (7, 3), (9, 10), (10, 9), (4, 4), (17, 51)] {
+                for (i, tap) in mode.taps(len, out).into_iter().enumerate() {
+                    let (lo, hi) = mode.ends(i, len, out);
+                    // A place within rounding of a pixel may be left or right of it.
+                    assert!(
+                        lo == tap.lo || tap.weight < 1e-6 || tap.weight > 1.0 - 1e-6,
+                        "{mode:?} {len} {out} {i}"
+                    );
+                    assert!(lo <= hi && hi < len);
+                }
+                for a in 0..len {
+                    let reads =
+                        |i: &usize| (mode.ends(*i, len, out).0..=mode.ends(*i, len, out).1).contains(&a);
+                    let direct: Vec<usize> = (0..out).filter(reads).collect();
+                    assert_eq!(
+                        mode.results(a, a, len, out).collect::<Vec<_>>(),
+                        direct,
+                        "{mode:?} {len} {out} {a}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

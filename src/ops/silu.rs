@@ -1,6 +1,9 @@
 //! SiLU, also called swish: `y = x s(x)` with the logistic function `s`; gradient `gx = gy s (1 + x (1 - s))`.
 //! Elfwing, Uchibe, Doya, "Sigmoid-weighted linear units", Neural Networks 107, 2018.
 
+use super::elementwise::{DTYPES, MapParams, map};
+use super::implicit_gemm::operand_dtype;
+use super::kernel::Call;
 use super::*;
 use crate::cpu::{math, rows};
 use crate::error::Error;
@@ -8,6 +11,20 @@ use crate::error::Error;
 /// `y = x * sigmoid(x)`. Input: `x` of any shape.
 #[derive(Clone, Debug, Default)]
 pub struct Silu {}
+
+fn fwd() -> Call {
+    Call::new("silu.cu", "silu_fwd")
+}
+
+fn bwd() -> Call {
+    Call::new("silu.cu", "silu_bwd")
+}
+
+/// Every variant that may be launched.
+pub(super) fn variants() -> Vec<Variant> {
+    let of = |dtype| [fwd(), bwd()].map(|call| call.dtype(dtype).variant::<MapParams>());
+    DTYPES.into_iter().flat_map(of).collect()
+}
 
 impl Op for Silu {
     fn name(&self) -> &'static str {
@@ -38,9 +55,34 @@ impl Op for Silu {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gx)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        operand_dtype("silu", inputs)?;
+        Ok(map(gpu, fwd(), inputs, "silu")?.into())
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let inputs = [ctx.gy, &ctx.saved[0]];
+        operand_dtype("silu", &inputs)?;
+        Ok(vec![Some(map(gpu, bwd(), &inputs, "gradient of silu")?)])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let x = inputs[0].data::<f64>()?;
         Tensor::from_vec(inputs[0].shape(), x.iter().map(|&x| x / (1.0 + (-x).exp())).collect())
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let x = inputs[0].data::<f64>()?;
+        let slope = |x: f64| {
+            let s = 1.0 / (1.0 + (-x).exp());
+            s + x * s * (1.0 - s)
+        };
+        let gx = gy.data::<f64>()?.iter().zip(x).map(|(g, &x)| g * slope(x)).collect();
+        Ok(Some(vec![Some(Tensor::from_vec(gy.shape(), gx)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {

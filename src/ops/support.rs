@@ -1,6 +1,7 @@
 //! Small parts that several ops share: input counts, the geometry of pooling windows, labels, and sums whose order
 //! of additions is fixed.
 
+use super::elementwise::window::WindowParams;
 use crate::base::Shape;
 use crate::error::{Error, Result};
 use std::ops::Range;
@@ -87,6 +88,22 @@ impl Window {
                 (u * self.kernel + v, (b * h + y) * w + x)
             })
         })
+    }
+
+    /// Indices inside an axis of length `len` that the windows of the outputs `first ..= last` cover.
+    pub fn all_covered(self, first: usize, last: usize, len: usize) -> Range<usize> {
+        self.covered(first, len).start..self.covered(last, len).end
+    }
+
+    /// Outputs, out of `outputs`, whose window covers one of the indices `first ..= last`.
+    pub fn all_covering(self, first: usize, last: usize, outputs: usize) -> Range<usize> {
+        self.covering(first, outputs).start..self.covering(last, outputs).end
+    }
+
+    /// What the kernels are given: side, stride and padding. A stride beyond every image is as good as any.
+    pub fn set(self, p: WindowParams) -> WindowParams {
+        let stride = self.stride.min(2 * MAX_KERNEL);
+        WindowParams { kernel: self.kernel as i32, stride: stride as i32, pad: self.pad as i32, ..p }
     }
 
     /// Outputs, out of `outputs`, whose window covers index `i`.

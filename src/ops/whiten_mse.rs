@@ -11,6 +11,8 @@
 //! Fused: one pass over the teacher for the statistics, in f64, and one over both for the loss; the whitened feature
 //! never exists in memory.
 
+use super::attention_transfer::AtDistance;
+use super::feature_loss::cuda::{self, Kernels, Loss, Pair};
 use super::support::{BLOCK, dims, expect_inputs, images, sum, sum2};
 use super::*;
 use crate::cpu;
@@ -141,6 +143,58 @@ pub fn whiten(teacher: &Tensor, whiten: Whiten, eps: f32) -> Result<Tensor> {
     Tensor::from_vec(shape, y)
 }
 
+impl WhitenMse {
+    /// `s - W(t)` by its definition, in f64.
+    fn differences(&self, inputs: &[&Tensor]) -> Result<Vec<f64>> {
+        let (s, t) = (inputs[0].data::<f64>()?, inputs[1].data::<f64>()?);
+        let [n, h, w, c] = dims(inputs[1].shape());
+        let group = match self.whiten {
+            Whiten::Sample => h * w * c,
+            Whiten::Channel => c,
+            Whiten::None => n * h * w * c,
+        };
+        let mut all = Vec::with_capacity(s.len());
+        for (s, t) in s.chunks(group).zip(t.chunks(group)) {
+            let (mut mean, mut factor) = (0.0, 1.0);
+            if self.whiten != Whiten::None {
+                mean = t.iter().sum::<f64>() / group as f64;
+                let variance = t.iter().map(|t| (t - mean) * (t - mean)).sum::<f64>() / group as f64;
+                factor = 1.0 / (variance + f64::from(self.eps)).sqrt();
+            }
+            all.extend(s.iter().zip(t).map(|(s, t)| s - (t - mean) * factor));
+        }
+        Ok(all)
+    }
+
+    fn loss(&self) -> Loss {
+        Loss {
+            kernels: &KERNELS,
+            whiten: self.whiten,
+            eps: self.eps,
+            mse_weight: 1.0,
+            at_weight: 0.0,
+            p: 2.0,
+            distance: AtDistance::L2,
+        }
+    }
+}
+
+const KERNELS: Kernels = Kernels {
+    op: "whiten_mse",
+    source: "whiten_mse.cu",
+    fwd: "whiten_mse_fwd",
+    samples: "whiten_mse_samples",
+    total: "whiten_mse_total",
+    bwd: "whiten_mse_bwd",
+    moments: true,
+    energy: false,
+};
+
+/// Every variant that may be launched.
+pub(in crate::ops) fn variants() -> Vec<Variant> {
+    KERNELS.variants()
+}
+
 impl Op for WhitenMse {
     fn name(&self) -> &'static str {
         "whiten_mse"
@@ -207,25 +261,37 @@ impl Op for WhitenMse {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gs)?), None])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        let out = cuda::forward(gpu, &self.loss(), &inputs[..1], &inputs[1..])?;
+        Ok(Forward { y: out.y, extra: vec![out.whitening], aux: Vec::new() })
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        let pair = Pair { student: &ctx.saved[0], teacher: Some(&ctx.saved[1]), wanted: ctx.needs[0] };
+        let mut grads = cuda::backward(gpu, &self.loss(), &[pair], Some(&ctx.saved[2]), None, ctx.gy)?;
+        grads.push(None);
+        Ok(grads)
+    }
+
+    fn is_operand(&self, _input: usize) -> bool {
+        true
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
-        let (s, t) = (inputs[0].data::<f64>()?, inputs[1].data::<f64>()?);
-        let [n, h, w, c] = dims(inputs[1].shape());
-        let group = match self.whiten {
-            Whiten::Sample => h * w * c,
-            Whiten::Channel => c,
-            Whiten::None => n * h * w * c,
-        };
-        let mut total = 0.0;
-        for (s, t) in s.chunks(group).zip(t.chunks(group)) {
-            let (mut mean, mut factor) = (0.0, 1.0);
-            if self.whiten != Whiten::None {
-                mean = t.iter().sum::<f64>() / group as f64;
-                let variance = t.iter().map(|t| (t - mean) * (t - mean)).sum::<f64>() / group as f64;
-                factor = 1.0 / (variance + f64::from(self.eps)).sqrt();
-            }
-            total += s.iter().zip(t).map(|(s, t)| (s - (t - mean) * factor).powi(2)).sum::<f64>();
-        }
-        Tensor::from_vec(Shape::SCALAR, vec![total / s.len() as f64])
+        let d = self.differences(inputs)?;
+        let total: f64 = d.iter().map(|d| d * d).sum();
+        Tensor::from_vec(Shape::SCALAR, vec![total / d.len() as f64])
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let (gy, mut gs) = (gy.data::<f64>()?[0], self.differences(inputs)?);
+        let scale = 2.0 * gy / gs.len() as f64;
+        gs.iter_mut().for_each(|g| *g *= scale);
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gs)?), None]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -249,6 +315,7 @@ pub fn cases() -> Vec<Case> {
         cases.push(case("one channel", [3, 2, 3, 1], Fill::Normal(0.5, 2.0)));
         cases.push(case("odd", [2, 3, 5, 7], Fill::Normal(-1.0, 3.0)));
         cases.push(case("large mean", [2, 4, 3, 9], Fill::Normal(1e3, 1.0)));
+        cases.push(case("whole chunks", [2, 4, 3, 16], Fill::Normal(0.5, 2.0)));
         cases.push(case("several tasks", [2, 31, 29, 21], Fill::Normal(10.0, 1.0)));
         cases.push(Case::bench(
             format!("level 3, {whiten:?}"),

@@ -219,6 +219,11 @@ impl<'a> Tape<'a> {
         let seed = match loss.tensor.device() {
             Device::Cpu => Tensor::full(loss.shape(), 1.0),
             Device::Meta => Tensor::meta(loss.shape(), loss.tensor.dtype(), loss.tensor.storage().ledger()),
+            // Made there, so that it can be captured. Losses are f32 on a device.
+            Device::Cuda(_) if loss.tensor.dtype() == DType::F32 => {
+                let gpu = loss.tensor.gpu().expect("a tensor on a device knows it");
+                Tensor::full_gpu(loss.shape(), 1.0, gpu, "gradient")?
+            }
             Device::Cuda(_) => {
                 let one = Tensor::full(loss.shape(), 1.0).to_dtype(loss.tensor.dtype())?;
                 one.to_device_of(&loss.tensor)?

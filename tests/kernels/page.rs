@@ -2,7 +2,8 @@
 
 use crate::cases::{self, Name, Ran};
 use crate::counters::{Bytes, Waves};
-use crate::{blessed, fused, limits, snapshot, tiles};
+use crate::{blessed, fused, limits, limits_elementwise, limits_norms, snapshot, tiles, untaped};
+use dtk::ops::untaped::UNTAPED;
 use dtk::ops::{REGISTRY, kernel_variants};
 use ptxsim::card::Card;
 use serde_json::Value;
@@ -69,7 +70,8 @@ fn variant_of(kernel: &Name) -> String {
 }
 
 fn op_of(entry: &str) -> &'static str {
-    let names = REGISTRY.iter().map(|e| e.name).filter(|n| entry.starts_with(&format!("{n}_")));
+    let names = REGISTRY.iter().map(|e| e.name).chain(UNTAPED.iter().map(|e| e.name)).chain(["cast"]);
+    let names = names.filter(|n| entry.starts_with(&format!("{n}_")));
     names.max_by_key(|n| n.len()).unwrap_or_else(|| panic!("{entry} belongs to no op"))
 }
 
@@ -108,9 +110,9 @@ struct Launches<'a> {
 fn by_variant<'a>() -> Option<BTreeMap<&'a Name, Launches<'a>>> {
     let mut all: BTreeMap<&Name, Launches<'_>> = BTreeMap::new();
     let children = tiles::ran().unwrap_or_default();
-    for r in
-        cases::all()?.into_iter().chain(fused::ran()?).chain(children.iter().flat_map(|(_, c)| &c.others))
-    {
+    let functions = limits_norms::functions()?.iter().chain(limits_elementwise::casts()?);
+    let ops = cases::all()?.into_iter().chain(fused::ran()?).chain(untaped::all()?).chain(functions);
+    for r in ops.chain(children.iter().flat_map(|(_, c)| &c.others)) {
         all.entry(&r.kernel).or_default().others.push(r);
     }
     let of_children = children.iter().flat_map(|(_, c)| &c.tiled).map(|(_, flops, ran)| (*flops, ran));

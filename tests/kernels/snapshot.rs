@@ -46,7 +46,7 @@ fn compile(
     let (image, _) = cache.image(source, &variant.defines, arch).map_err(|e| e.to_string())?;
     let first = line(variant, arch, &image);
     let known = |line: &Result<String, String>| line.as_ref().is_ok_and(|l| recorded.contains(l.as_str()));
-    if known(&first) || recorded.is_empty() {
+    if known(&first) || recorded.is_empty() || blessed::blessing() {
         return first;
     }
     for _ in 1..ATTEMPTS {

@@ -1,6 +1,7 @@
-//! Every tile, whatever shapes it is made for: child processes run cases with a tile that is asked for (`DTK_TILE`).
+//! What the sizes of small cases do not choose: child processes run cases with a tile that is asked for (`DTK_TILE`), and
+//! pools and resizing without regions in shared memory (`DTK_UNSTAGED`).
 
-use crate::cases::Ran;
+use crate::cases::{self, Ran};
 use crate::{fused, limits};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,6 +9,10 @@ use std::sync::OnceLock;
 
 /// Rows and columns of the blocks of all tiles.
 const TILES: [&str; 5] = ["128x256", "128x128", "128x64", "64x64", "64x32"];
+/// The variable by which a child runs [`GATHERS`] alone, and the name of that child.
+const UNSTAGED: &str = "DTK_UNSTAGED";
+/// Operations that gather windows of pixels.
+const GATHERS: [&str; 4] = ["adaptive_avg_pool", "avg_pool", "max_pool", "resize"];
 /// Where a child writes what it launched.
 const RESULT: &str = "DTK_KERNELS_RESULT";
 
@@ -24,6 +29,11 @@ pub struct Launched {
 #[test]
 fn child() {
     let Some(path) = std::env::var_os(RESULT) else { return };
+    if std::env::var_os(UNSTAGED).is_some() {
+        let ran = GATHERS.iter().flat_map(|op| cases::of_op(op).expect("the parent has a device"));
+        let launched = Launched { tiled: Vec::new(), others: ran.cloned().collect() };
+        return std::fs::write(&path, serde_json::to_vec(&launched).unwrap()).unwrap();
+    }
     let tiled = limits::compute().expect("the parent has a device, so the child has one");
     let tiled =
         tiled.into_iter().map(|(case, _, _, ran)| (case.label.clone(), case.op.flops(&case.shapes()), ran));
@@ -44,14 +54,17 @@ pub fn ran() -> Option<&'static [(String, Launched)]> {
             let path = dir.join(format!("launched_{tile}_{}.json", std::process::id()));
             let child = Command::new(std::env::current_exe().unwrap())
                 .args(["tiles::child", "--exact", "--nocapture"])
-                .env("DTK_TILE", tile)
+                .env(
+                    if tile == UNSTAGED { UNSTAGED } else { "DTK_TILE" },
+                    if tile == UNSTAGED { "1" } else { tile },
+                )
                 .env(RESULT, &path)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn();
             (tile, path, child.unwrap())
         };
-        let children: Vec<_> = TILES.into_iter().map(start).collect();
+        let children: Vec<_> = TILES.into_iter().chain([UNSTAGED]).map(start).collect();
         let end = |(tile, path, child): (&str, std::path::PathBuf, std::process::Child)| {
             let out = child.wait_with_output().unwrap();
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -68,7 +81,12 @@ pub fn ran() -> Option<&'static [(String, Launched)]> {
 #[test]
 fn every_tile_computes_what_it_should() {
     let Some(all) = ran() else { return };
-    for (tile, launched) in all {
+    let (gathers, tiles): (Vec<_>, Vec<_>) = all.iter().partition(|(tile, _)| tile == UNSTAGED);
+    for (_, launched) in gathers {
+        let unstaged = |r: &&Ran| r.kernel.defines.contains("STAGED=0");
+        assert!(launched.others.iter().filter(unstaged).count() > 100, "regions were staged all the same");
+    }
+    for (tile, launched) in tiles {
         let (bm, bn) = tile.split_once('x').expect("rows x columns");
         let (bm, bn) = (format!("-DBM={bm} "), format!("-DBN={bn} "));
         let with_it = |r: &&Ran| r.kernel.defines.contains(&bm) && r.kernel.defines.contains(&bn);

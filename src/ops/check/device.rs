@@ -18,7 +18,7 @@ struct Pass {
 /// reference for the very numbers that the device was given. A second run has to give the same bits.
 ///
 /// Results in f32 may be off by [`FORWARD_TOLERANCE`] of the largest magnitude, gradients too where the op has them by its
-/// definition; narrower results by twice their rounding more.
+/// definition; narrower results by twice their rounding more, and all results by [`Op::inner_rounding`](crate::ops::Op) more.
 ///
 /// # Errors
 /// The op has no kernel or a launch fails, a deviation is not within the tolerance (which a NaN never is), or two runs
@@ -31,16 +31,17 @@ pub fn check_on(gpu: &Gpu, case: &Case, dtype: DType, seed: u64) -> Result<Devia
     let host = case.tensors(seed).iter().enumerate().map(narrow).collect::<Result<Vec<Tensor>>>()?;
     let first = pass(gpu, case, &host, seed)?;
     let truth = Truth::new(case, &host, first.y.dtype(), seed)?;
+    let inner = op.inner_rounding(dtype);
     let mut seen = Deviation {
-        forward: truth.forward(&first.y, Limit::new(FORWARD_TOLERANCE, first.y.dtype()))?,
+        forward: truth.forward(&first.y, Limit::new(FORWARD_TOLERANCE + inner, first.y.dtype()))?,
         gradient: 0.0,
     };
     for (i, g) in first.grads.iter().enumerate().filter(|(i, _)| case.inputs[*i].grad) {
         let dtype = g.as_ref().map_or(DType::F32, Tensor::dtype);
         let error = if truth.has_gradients() {
-            truth.gradient(i, g.as_ref(), Limit::new(FORWARD_TOLERANCE, dtype))?
+            truth.gradient(i, g.as_ref(), Limit::new(FORWARD_TOLERANCE + inner, dtype))?
         } else {
-            truth.slopes(i, g.as_ref(), Limit::new(GRADIENT_TOLERANCE, dtype))?
+            truth.slopes(i, g.as_ref(), Limit::new(GRADIENT_TOLERANCE + inner, dtype))?
         };
         seen.gradient = seen.gradient.max(error);
     }

@@ -5,7 +5,7 @@ use super::depthwise_cuda;
 use super::geometry::Geometry;
 use crate::base::Shape;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Grid};
+use crate::gpu::{Gpu, Grid, Work};
 use crate::ops::Backward;
 use crate::ops::implicit_gemm::gather::{Finish, Gather, Gathered, Segment};
 use crate::ops::implicit_gemm::params::{Axis, Fold};
@@ -55,11 +55,12 @@ fn vector(name: &str, t: Option<&Tensor>, len: usize) -> Result<u64> {
     t.cuda_ptr()
 }
 
-/// `y = conv2d(x, w) + b`.
-pub(super) fn forward(g: &Geometry, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Tensor> {
+/// `y = conv2d(x, w) + b`, and the statistics of y if they are wanted and there is one group.
+pub(super) fn forward(g: &Geometry, gpu: &Gpu, inputs: &[&Tensor], stats: bool) -> Result<FusedOutput> {
     let (x, w) = (inputs[0], inputs[1]);
     if g.is_depthwise() {
-        return depthwise_cuda::forward(g, gpu, x, w, inputs.get(2).copied());
+        let y = depthwise_cuda::forward(g, gpu, x, w, inputs.get(2).copied())?;
+        return Ok(FusedOutput { y, stats: None });
     }
     let dtype = operand_dtype("conv2d", &[x, w])?;
     let (per_group, columns) = g.per_group();
@@ -85,10 +86,11 @@ pub(super) fn forward(g: &Geometry, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Ten
         columns,
         groups: g.groups,
         doubled: false,
-        stats: false,
+        stats: stats && g.groups == 1,
         finish: Finish { bias, ..Finish::default() },
     };
-    Ok(gather.run(gpu)?.y)
+    let Gathered { y, stats } = gather.run(gpu)?;
+    Ok(FusedOutput { y, stats })
 }
 
 /// Gradient with respect to x, in the type of gy.
@@ -298,7 +300,23 @@ impl<'a> FusedConv<'a> {
                 activation: self.activation as i32,
             },
         };
-        let Gathered { y, stats } = gather.run(gpu)?;
+        let flops = self.parts.iter().map(|p| 2 * p.weight.elems() as u64).sum::<u64>()
+            * (n * height * width) as u64
+            / if self.doubled { 4 } else { 1 };
+        let read: usize = operands.iter().map(|t| t.bytes()).sum();
+        let Gathered { y, stats } = gpu.traced(
+            || gather.run(gpu),
+            |out| Work {
+                op: "conv2d".into(),
+                pass: "fwd",
+                shape: out.y.shape(),
+                dtype,
+                flops,
+                bytes: (read + out.y.bytes() + out.stats.as_ref().map_or(0, Tensor::bytes)) as u64,
+                result: out.y.cuda_ptr().unwrap_or(0),
+                launches: Vec::new(),
+            },
+        )?;
         Ok(FusedOutput { y, stats })
     }
 

@@ -20,8 +20,10 @@ mod depthwise_cuda;
 mod geometry;
 mod im2col;
 mod shift;
+mod stats;
 
 pub use geometry::Geometry;
+pub use stats::ConvStats;
 
 use super::{Backward, Case, Forward, Input, Op};
 use crate::base::Shape;
@@ -205,7 +207,7 @@ impl Op for Conv2d {
 
     fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
         let shapes: Vec<Shape> = inputs.iter().map(|t| t.shape()).collect();
-        Ok(cuda::forward(&Geometry::new(self, &shapes)?, gpu, inputs)?.into())
+        Ok(cuda::forward(&Geometry::new(self, &shapes)?, gpu, inputs, false)?.y.into())
     }
 
     fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {

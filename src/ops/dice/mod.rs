@@ -9,10 +9,13 @@
 //! A group is the whole batch or one sample. Generalized: Sudre et al., "Generalised Dice overlap as a deep learning
 //! loss function for highly unbalanced segmentations", 2017; a class that is absent from a group has weight 0, and a
 //! group without any class has loss 0 (and counts in the mean). Ignored pixels take part in no sum, so a batch in
-//! which every pixel is ignored has loss 0 and gradient 0.
+//! which every pixel is ignored has loss 0 and gradient 0. A label that is neither a class nor ignored is an error on the CPU;
+//! kernels cannot refuse it: there it makes the loss and its pixel's gradient NaN.
 //!
 //! Gradient: with `a_l = dloss/dI_l` and `b_l = dloss/dP_l` the gradient of a pixel's `p_l` is `g_l = a_l r_l + b_l`, and
 //! through the softmax `gz_l = gy p_l (g_l - sum_k p_k g_k)`.
+
+mod cuda;
 
 use super::support::{BLOCK, class_of, dims, expect_inputs, images};
 use super::*;
@@ -84,6 +87,36 @@ fn softmax(z: &[f32], p: &mut [f32]) {
     }
     let inverse = (1.0 / sum) as f32;
     p.iter_mut().for_each(|p| *p *= inverse);
+}
+
+/// `softmax(z)` by its definition, in f64.
+fn probabilities(z: &Tensor) -> Result<Vec<f64>> {
+    let pixel = |z: &[f64]| {
+        let total: f64 = z.iter().map(|z| z.exp()).sum();
+        z.iter().map(|z| z.exp() / total).collect::<Vec<f64>>()
+    };
+    Ok(z.data::<f64>()?.chunks(z.shape().last()).flat_map(pixel).collect())
+}
+
+/// Every variant that may be launched.
+pub(in crate::ops) fn variants() -> Vec<Variant> {
+    cuda::variants()
+}
+
+impl Dice {
+    /// The sums `I`, `P` and `R` of every class over the pixels of a group.
+    fn reference_sums(&self, p: &[f64], labels: &[i64], k: usize) -> [Vec<f64>; 3] {
+        let (mut both, mut predicted, mut real) = (vec![0.0; k], vec![0.0; k], vec![0.0; k]);
+        for (p, &label) in p.chunks(k).zip(labels).filter(|(_, l)| self.ignore_index != Some(**l)) {
+            for class in 0..k {
+                let r = if label == class as i64 { 1.0 } else { 0.0 };
+                both[class] += p[class] * r;
+                predicted[class] += p[class];
+                real[class] += r;
+            }
+        }
+        [both, predicted, real]
+    }
 }
 
 impl Op for Dice {
@@ -175,27 +208,30 @@ impl Op for Dice {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gz)?), None])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        cuda::forward(self, gpu, inputs[0], inputs[1])
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        if !ctx.needs[0] {
+            return Ok(vec![None, None]);
+        }
+        Ok(vec![Some(cuda::backward(self, gpu, ctx)?), None])
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
-        let [n, h, w, k] = dims(inputs[0].shape());
-        let (z, labels) = (inputs[0].data::<f64>()?, inputs[1].data::<i64>()?);
-        let (groups, pixels) = if self.per_sample { (n, h * w) } else { (1, n * h * w) };
+        let [n, _, _, k] = dims(inputs[0].shape());
+        let p = probabilities(inputs[0])?;
+        let labels = inputs[1].data::<i64>()?;
+        let groups = self.groups(n);
+        let pixels = labels.len() / groups;
         let mut loss = 0.0;
-        for group in 0..groups {
-            let (mut both, mut predicted, mut real) = (vec![0.0; k], vec![0.0; k], vec![0.0; k]);
-            for at in group * pixels..(group + 1) * pixels {
-                if self.ignore_index == Some(labels[at]) {
-                    continue;
-                }
-                let z = &z[at * k..(at + 1) * k];
-                let total: f64 = z.iter().map(|z| z.exp()).sum();
-                for class in 0..k {
-                    let p = z[class].exp() / total;
-                    let r = if labels[at] == class as i64 { 1.0 } else { 0.0 };
-                    both[class] += p * r;
-                    predicted[class] += p;
-                    real[class] += r;
-                }
-            }
+        for (p, labels) in p.chunks(pixels * k).zip(labels.chunks(pixels)) {
+            let [both, predicted, real] = self.reference_sums(p, labels, k);
             if self.generalized {
                 let (mut top, mut bottom) = (0.0, 0.0);
                 for class in (0..k).filter(|&class| real[class] > 0.0) {
@@ -211,6 +247,29 @@ impl Op for Dice {
             }
         }
         Tensor::from_vec(Shape::SCALAR, vec![loss])
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let [n, _, _, k] = dims(inputs[0].shape());
+        let (p, gy) = (probabilities(inputs[0])?, gy.data::<f64>()?[0]);
+        let labels = inputs[1].data::<i64>()?;
+        let groups = self.groups(n);
+        let pixels = labels.len() / groups;
+        let mut gz = Vec::with_capacity(p.len());
+        for (p, labels) in p.chunks(pixels * k).zip(labels.chunks(pixels)) {
+            let [both, predicted, real] = self.reference_sums(p, labels, k);
+            let sums: Vec<Sums> =
+                (0..k).map(|c| Sums { both: both[c], predicted: predicted[c], real: real[c] }).collect();
+            let (_, slopes) = self.group_loss(&sums, groups);
+            for (p, &label) in p.chunks(k).zip(labels) {
+                let of = |c: usize| slopes[c][1] + if label == c as i64 { slopes[c][0] } else { 0.0 };
+                let mean: f64 = p.iter().enumerate().map(|(c, p)| p * of(c)).sum();
+                let ignored = self.ignore_index == Some(label);
+                let one = |(c, p): (usize, &f64)| if ignored { 0.0 } else { gy * p * (of(c) - mean) };
+                gz.extend(p.iter().enumerate().map(one));
+            }
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gz)?), None]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -243,6 +302,8 @@ pub fn cases() -> Vec<Case> {
         case("absent class", [2, 3, 4, 4], 3, 0);
         case("ignored pixels", [2, 5, 3, 3], 3, 2);
         case("all ignored", [2, 3, 3, 3], 3, 1);
+        case("whole chunks", [2, 9, 5, 24], 24, 5);
+        case("many classes", [1, 3, 3, 1100], 7, 0);
         cases.push(Case::bench(
             format!("{form}, segmentation"),
             Dice { generalized, per_sample, ignore_index: Some(255) },

@@ -6,9 +6,15 @@
 //! The backward pass computes `P` again from the saved input and the logarithm of each row's sum, a block of queries
 //! at a time, as in Dao et al., arXiv:2205.14135, so nothing of size `t x t` is ever stored.
 
+mod cuda;
+
+pub(in crate::ops) use cuda::variants;
+
 use super::*;
+use crate::base::DType;
 use crate::cpu::{MatMut, MatRef, gemm, map_ordered, math, rows};
 use crate::error::Error;
+use crate::ops::check::Limit;
 
 /// The order of the `3C` channels of the input, with `which` out of (query, key, value). The names are those of
 /// guided-diffusion's option `use_new_attention_order`.
@@ -54,6 +60,11 @@ impl Sizes {
     /// The factor on `Q K'`.
     fn scale(self) -> f32 {
         (1.0 / (self.d as f64).sqrt()) as f32
+    }
+
+    /// All samples and heads.
+    fn all(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.n).flat_map(move |n| (0..self.heads).map(move |head| (n, head)))
     }
 
     /// First element of sample `n` of the input.
@@ -160,8 +171,10 @@ impl Op for Attention {
         Ok(Forward { y: Tensor::from_vec(shape, y)?, extra: vec![lse], aux: Vec::new() })
     }
 
-    fn save(&self, inputs: &[&Tensor], _y: &Tensor) -> Vec<Tensor> {
-        vec![inputs[0].clone()]
+    /// The input. The kernels take row sums of `P gP` from the result, so that is kept on a device.
+    fn save(&self, inputs: &[&Tensor], y: &Tensor) -> Vec<Tensor> {
+        let on_device = y.gpu().is_some();
+        std::iter::once(inputs[0]).chain(on_device.then_some(y)).cloned().collect()
     }
 
     fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
@@ -182,33 +195,65 @@ impl Op for Attention {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], g)?)])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        self.forward_on(gpu, inputs[0])
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![Some(self.backward_on(gpu, ctx)?)])
+    }
+
+    fn inner_rounding(&self, dtype: DType) -> f64 {
+        // P and gS are operands too.
+        Limit::new(0.0, dtype).of_value
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let shape = self.output_shape(&[inputs[0].shape()])?;
         let (x, s) = (inputs[0].data::<f64>()?, self.sizes(&inputs[0].shape()));
-        let quarter = (s.d as f64).powf(-0.25);
         let mut y = vec![0.0f64; s.n * s.t * s.c()];
-        for n in 0..s.n {
-            for head in 0..s.heads {
-                let at = |which: usize, token: usize, j: usize| {
-                    let channel = match self.order {
-                        QkvOrder::Legacy => head * 3 * s.d + which * s.d + j,
-                        QkvOrder::New => which * s.heads * s.d + head * s.d + j,
-                    };
-                    x[(n * s.t + token) * 3 * s.c() + channel]
-                };
-                for i in 0..s.t {
-                    let logit = |k| (0..s.d).map(|j| (at(0, i, j) * quarter) * (at(1, k, j) * quarter)).sum();
-                    let logits: Vec<f64> = (0..s.t).map(logit).collect();
-                    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let total: f64 = logits.iter().map(|l| (l - max).exp()).sum();
-                    for j in 0..s.d {
-                        let value = (0..s.t).map(|k| (logits[k] - max).exp() / total * at(2, k, j)).sum();
-                        y[(n * s.t + i) * s.c() + head * s.d + j] = value;
-                    }
+        for (n, head) in s.all() {
+            let p = self.reference_weights(x, s, n, head);
+            let v = self.reference_rows(x, s, n, head, 2);
+            for (i, p) in p.chunks_exact(s.t).enumerate() {
+                let y = &mut y[(n * s.t + i) * s.c() + head * s.d..][..s.d];
+                for (&p, v) in p.iter().zip(v.chunks_exact(s.d)) {
+                    y.iter_mut().zip(v).for_each(|(y, v)| *y += p * v);
                 }
             }
         }
         Tensor::from_vec(shape, y)
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let (x, gy, s) = (inputs[0].data::<f64>()?, gy.data::<f64>()?, self.sizes(&inputs[0].shape()));
+        let scale = 1.0 / (s.d as f64).sqrt();
+        let mut g = vec![0.0f64; x.len()];
+        for (n, head) in s.all() {
+            let p = self.reference_weights(x, s, n, head);
+            let [q, k, v] = [0, 1, 2].map(|which| self.reference_rows(x, s, n, head, which));
+            let row = |m: &[f64], i: usize, j: usize| m[i * s.d + j];
+            let at = |which, token, j| self.reference_element(s, n, head, which, token) + j;
+            for i in 0..s.t {
+                let (p, gy) = (&p[i * s.t..][..s.t], &gy[(n * s.t + i) * s.c() + head * s.d..][..s.d]);
+                let dot = |k: usize| -> f64 { gy.iter().enumerate().map(|(j, g)| g * row(&v, k, j)).sum() };
+                let gp: Vec<f64> = (0..s.t).map(dot).collect();
+                let mean: f64 = p.iter().zip(&gp).map(|(p, g)| p * g).sum();
+                for token in 0..s.t {
+                    let gs = p[token] * (gp[token] - mean) * scale;
+                    for j in 0..s.d {
+                        g[at(0, i, j)] += gs * row(&k, token, j);
+                        g[at(1, token, j)] += gs * row(&q, i, j);
+                        g[at(2, token, j)] += p[token] * gy[j];
+                    }
+                }
+            }
+        }
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), g)?)]))
     }
 
     fn flops(&self, inputs: &[Shape]) -> u64 {
@@ -220,6 +265,38 @@ impl Op for Attention {
         let s = self.sizes(&inputs[0]);
         let result = s.n * s.t * s.c();
         4 * (result + crate::cpu::threads() * BLOCK.min(s.t) * s.t)
+    }
+}
+
+/// The definition in f64, written apart from the code above.
+impl Attention {
+    /// The first element of query, key or value of a token.
+    fn reference_element(&self, s: Sizes, n: usize, head: usize, which: usize, token: usize) -> usize {
+        let channel = match self.order {
+            QkvOrder::Legacy => head * 3 * s.d + which * s.d,
+            QkvOrder::New => which * s.heads * s.d + head * s.d,
+        };
+        (n * s.t + token) * 3 * s.heads * s.d + channel
+    }
+
+    /// Queries, keys or values of a head, `t` x `d`.
+    fn reference_rows(&self, x: &[f64], s: Sizes, n: usize, head: usize, which: usize) -> Vec<f64> {
+        let row = |token| &x[self.reference_element(s, n, head, which, token)..][..s.d];
+        (0..s.t).flat_map(row).copied().collect()
+    }
+
+    /// `P` of a head, `t` x `t`.
+    fn reference_weights(&self, x: &[f64], s: Sizes, n: usize, head: usize) -> Vec<f64> {
+        let quarter = (s.d as f64).powf(-0.25);
+        let [q, k] = [0, 1].map(|which| self.reference_rows(x, s, n, head, which));
+        let weights = q.chunks_exact(s.d).flat_map(|q| {
+            let logit = |k: &[f64]| q.iter().zip(k).map(|(q, k)| (q * quarter) * (k * quarter)).sum();
+            let logits: Vec<f64> = k.chunks_exact(s.d).map(logit).collect();
+            let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let total: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+            logits.into_iter().map(move |l| (l - max).exp() / total)
+        });
+        weights.collect()
     }
 }
 
@@ -269,8 +346,17 @@ pub fn cases() -> Vec<Case> {
         case("image", &[1, 3, 5, 45], 3, Legacy),
         case("image, new", &[2, 3, 2, 33], 1, New),
         case("several blocks", &[1, 2 * BLOCK + 3, 6], 1, Legacy),
+        // Tiles of the kernels: heads of up to 32, 64 and 128 channels, filled and not, and tokens about multiples of 64.
+        case("17 tokens", &[1, 17, 3 * 40], 1, New),
+        case("64 tokens", &[1, 8, 8, 3 * 48], 2, Legacy),
+        case("100 tokens", &[1, 10, 10, 3 * 64], 1, Legacy),
+        case("256 tokens", &[1, 256, 3 * 64], 2, New),
+        case("narrow", &[1, 70, 3 * 8], 1, Legacy),
+        case("wide", &[1, 65, 3 * 128], 1, Legacy),
+        case("wide and odd", &[1, 66, 3 * 35], 1, New),
         Case { bench: true, ..case("teacher 32", &[1, 32, 32, 3 * 512], 8, Legacy) },
         Case { bench: true, ..case("teacher 16", &[4, 16, 16, 3 * 1024], 16, Legacy) },
+        Case { bench: true, ..case("teacher 8", &[16, 8, 8, 3 * 1024], 16, Legacy) },
     ]
 }
 

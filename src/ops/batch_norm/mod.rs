@@ -1,9 +1,13 @@
 //! Batch normalisation: per channel over batch and pixels, `y = (x - m) r w + b` with `r = 1 / sqrt(var + eps)`, and
-//! optionally a ReLU. In training `m` and `var` (biased) are those of the batch; in evaluation they are given.
+//! optionally a residual added to it, and a ReLU. In training `m` and `var` (biased) are those of the batch; in evaluation
+//! they are given.
 //!
-//! Gradients, with `gz` the gradient before the ReLU and `xh = (x - m) r`: `gw = sum gz xh`, `gb = sum gz`, and
-//! `gx = r w (gz - mean gz - xh mean(gz xh))` in training, `gx = r w gz` in evaluation.
+//! Gradients, with `gz` the gradient before the ReLU and `xh = (x - m) r`: `gw = sum gz xh`, `gb = sum gz`, `gz` for the
+//! residual, and `gx = r w (gz - mean gz - xh mean(gz xh))` in training, `gx = r w gz` in evaluation.
 //! Ioffe, Szegedy, arXiv:1502.03167.
+
+mod adjoint;
+pub(super) mod cuda;
 
 use super::*;
 use crate::cpu::{for_each_chunk, math, rows};
@@ -21,10 +25,10 @@ pub enum BatchNormMode {
 
 /// Normalises every channel.
 ///
-/// Inputs: `x [.., C]`, `w [C]`, `b [C]`, and in evaluation `running_mean [C]`, `running_var [C]` (without gradients).
-/// In training the forward pass also returns as `aux` the batch mean `[C]` and the unbiased batch variance `[C]`, from
-/// which PyTorch updates the running statistics. Saves `x` and three numbers per channel; the ReLU's mask is computed
-/// again from them.
+/// Inputs: `x [.., C]`, `w [C]`, `b [C]`, in evaluation `running_mean [C]`, `running_var [C]` (without gradients), and
+/// the residual, of the shape of `x`, if there is one. In training the forward pass also returns as `aux` the batch mean
+/// `[C]` and the unbiased batch variance `[C]`, from which PyTorch updates the running statistics. Saves `x` and a few
+/// numbers per channel; the ReLU's mask is computed again from them, or with a residual read from the result.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     /// Where the statistics come from.
@@ -33,6 +37,12 @@ pub struct BatchNorm {
     pub eps: f32,
     /// Whether a ReLU follows.
     pub relu: bool,
+    /// Whether the last input is added before the ReLU.
+    pub residual: bool,
+    /// Statistics that the convolution before has left: f32 `[n, C, 2]` on the device, mean and sum of squared deviations of
+    /// every image and channel of `x [n, .., C]`. In training on a device `x` is then not read for them; elsewhere they are
+    /// not looked at.
+    pub stats: Option<Tensor>,
 }
 
 /// Per channel: the mean in two parts and `1 / sqrt(var + eps)`, as three rows of `C`.
@@ -61,6 +71,21 @@ fn affine(stats: &[f32], w: &[f32], b: &[f32]) -> (Vec<f32>, Vec<f32>) {
 }
 
 impl BatchNorm {
+    /// No residual, and no statistics from elsewhere.
+    pub fn new(mode: BatchNormMode, eps: f32, relu: bool) -> Self {
+        BatchNorm { mode, eps, relu, residual: false, stats: None }
+    }
+
+    /// The residual, if there is one.
+    fn residual_of<'t>(&self, inputs: &[&'t Tensor]) -> Option<&'t Tensor> {
+        inputs.last().copied().filter(|_| self.residual)
+    }
+
+    /// Whether the ReLU's mask is read from the result.
+    fn keeps_y(&self) -> bool {
+        self.relu && self.residual
+    }
+
     /// Batch mean and biased variance of every channel.
     fn batch_moments(x: &[f32], count: usize, c: usize) -> (Vec<f64>, Vec<f64>) {
         let sums = rows::column_moments(x, [1, count, c]);
@@ -79,19 +104,25 @@ impl Op for BatchNorm {
     }
 
     fn output_shape(&self, inputs: &[Shape]) -> Result<Shape> {
-        let (wanted, names) = match self.mode {
+        let (vectors, names) = match self.mode {
             BatchNormMode::Train => (3, "x, w, b"),
             BatchNormMode::Eval => (5, "x, w, b, running_mean, running_var"),
         };
+        let wanted = vectors + usize::from(self.residual);
         if inputs.len() != wanted {
-            let what = format!("takes {wanted} inputs ({names}) in this mode, got {}", inputs.len());
+            let residual = if self.residual { ", residual" } else { "" };
+            let what =
+                format!("takes {wanted} inputs ({names}{residual}) in this mode, got {}", inputs.len());
             return Err(Error::shape("batch_norm", what));
         }
         let x = inputs[0];
         if x.len() < 2 || x.last() == 0 {
             return Err(Error::shape("batch_norm", format!("expects x [N, .., C], got {x}")));
         }
-        if let Some(bad) = inputs[1..].iter().find(|s| ***s != [x.last()]) {
+        if let Some(residual) = inputs.get(vectors).filter(|r| **r != x) {
+            return Err(Error::shape("batch_norm", format!("the residual {residual} has to be like x {x}")));
+        }
+        if let Some(bad) = inputs[1..vectors].iter().find(|s| ***s != [x.last()]) {
             let c = x.last();
             return Err(Error::shape(
                 "batch_norm",
@@ -128,10 +159,16 @@ impl Op for BatchNorm {
             }
         };
         let (slope, offset) = affine(&stats, w, b);
+        let residual = self.residual_of(inputs).map(|r| r.f32s()).transpose()?;
         let mut y = vec![0.0; x.len()];
         for_each_chunk(&mut y, c, |i, y| {
             let row = y.iter_mut().zip(&x[i * c..]).zip(&stats).zip(&slope).zip(&offset);
-            if self.relu {
+            if let Some(residual) = residual {
+                for (((((y, &x), &high), &slope), &offset), &residual) in row.zip(&residual[i * c..]) {
+                    let z = (x - high) * slope + offset + residual;
+                    *y = if self.relu { math::relu(z) } else { z };
+                }
+            } else if self.relu {
                 for ((((y, &x), &high), &slope), &offset) in row {
                     *y = math::relu((x - high) * slope + offset);
                 }
@@ -145,14 +182,15 @@ impl Op for BatchNorm {
         Ok(Forward { y: Tensor::from_vec(shape, y)?, extra: vec![stats], aux })
     }
 
-    fn save(&self, inputs: &[&Tensor], _y: &Tensor) -> Vec<Tensor> {
-        inputs[..3].iter().map(|&t| t.clone()).collect()
+    fn save(&self, inputs: &[&Tensor], y: &Tensor) -> Vec<Tensor> {
+        inputs[..3].iter().copied().chain(self.keeps_y().then_some(y)).cloned().collect()
     }
 
     fn backward(&self, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
-        let [x, w, b, stats] = ctx.saved else {
+        let [x, w, b, y @ .., stats] = ctx.saved else {
             return Err(Error::shape("batch_norm", "the backward pass needs x, w, b and the statistics"));
         };
+        let y = y.first().map(|y| y.f32s()).transpose()?;
         let (gy, x, w, b, stats) = (ctx.gy.f32s()?, x.f32s()?, w.f32s()?, b.f32s()?, stats.f32s()?);
         let (count, c) = (ctx.inputs[0].rows(), w.len());
         let (slope, offset) = affine(stats, w, b);
@@ -162,9 +200,13 @@ impl Op for BatchNorm {
             let (sa, sb) = sums.split_at_mut(c);
             let at = range.start * c..range.end * c;
             let rows = x[at.clone()].chunks_exact(c).zip(gy[at].chunks_exact(c));
-            for (gx, (x, gy)) in gx.chunks_exact_mut(c).zip(rows) {
+            for (i, (gx, (x, gy))) in range.clone().zip(gx.chunks_exact_mut(c).zip(rows)) {
                 gx.copy_from_slice(gy);
-                if self.relu {
+                if let Some(y) = y {
+                    for (gz, &y) in gx.iter_mut().zip(&y[i * c..]) {
+                        *gz = if y <= 0.0 { 0.0 } else { *gz };
+                    }
+                } else if self.relu {
                     let row = gx.iter_mut().zip(x).zip(stats).zip(&slope).zip(&offset);
                     for ((((gz, &x), &high), &slope), &offset) in row {
                         let z = (x - high) * slope + offset;
@@ -179,6 +221,11 @@ impl Op for BatchNorm {
             }
         });
         let (low, r) = (|j: usize| f64::from(stats[c + j]), |j: usize| f64::from(stats[2 * c + j]));
+        let residual = match y {
+            _ if !self.residual || !ctx.needs[ctx.inputs.len() - 1] => None,
+            Some(_) => Some(Tensor::from_vec(ctx.inputs[0], gx.clone())?),
+            None => Some(ctx.gy.clone()),
+        };
         // sum gz xh, per channel.
         let with_xh: Vec<f64> = (0..c).map(|j| r(j) * (sums[c + j] - low(j) * sums[j])).collect();
 
@@ -213,7 +260,32 @@ impl Op for BatchNorm {
             ctx.needs[2].then(|| vector(&sums[..c])).transpose()?,
         ];
         grads.resize(ctx.inputs.len(), None);
+        if residual.is_some() {
+            *grads.last_mut().expect("one for every input") = residual;
+        }
         Ok(grads)
+    }
+
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    /// x and the residual.
+    fn is_operand(&self, input: usize) -> bool {
+        let vectors = if self.mode == BatchNormMode::Train { 3 } else { 5 };
+        input == 0 || input == vectors
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        self.forward_cuda(gpu, inputs)
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        self.backward_cuda(gpu, ctx)
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        adjoint::gradients(self, inputs, gy).map(Some)
     }
 
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
@@ -221,6 +293,7 @@ impl Op for BatchNorm {
         let (count, c) = (shape.rows(), shape.last());
         let (w, b) = (inputs[1].data::<f64>()?, inputs[2].data::<f64>()?);
         let mut y = inputs[0].data::<f64>()?.to_vec();
+        let residual = self.residual_of(inputs).map(|r| r.data::<f64>()).transpose()?;
         for j in 0..c {
             let (mean, var) = match self.mode {
                 BatchNormMode::Train => {
@@ -230,8 +303,9 @@ impl Op for BatchNorm {
                 }
                 BatchNormMode::Eval => (inputs[3].data::<f64>()?[j], inputs[4].data::<f64>()?[j]),
             };
-            for v in y.iter_mut().skip(j).step_by(c) {
+            for (i, v) in y.iter_mut().enumerate().skip(j).step_by(c) {
                 let z = (*v - mean) / (var + f64::from(self.eps)).sqrt() * w[j] + b[j];
+                let z = z + residual.map_or(0.0, |r| r[i]);
                 *v = if self.relu { z.max(0.0) } else { z };
             }
         }
@@ -258,11 +332,20 @@ pub fn cases() -> Vec<Case> {
             inputs.push(Input::normal("running_mean", c).fixed());
             inputs.push(Input::filled("running_var", c, Fill::Uniform(0.2, 2.0)).fixed());
         }
-        Case::new(label, BatchNorm { mode, eps: 1e-5, relu }, inputs)
+        Case::new(label, BatchNorm::new(mode, 1e-5, relu), inputs)
+    };
+    let with_residual = |label: &str, x: &[usize], mode: BatchNormMode, relu: bool| {
+        let mut inputs = case(label, x, mode, relu, Fill::Normal(0.5, 2.0)).inputs;
+        inputs.push(Input::normal("residual", inputs[0].shape));
+        Case::new(label, BatchNorm { residual: true, ..BatchNorm::new(mode, 1e-5, relu) }, inputs)
     };
     let normal = Fill::Normal(0.5, 2.0);
     vec![
-        case("train, two values", &[2, 1, 1, 3], Train, false, Fill::Distinct),
+        // A large epsilon: with a small one the gradient of x is a difference that vanishes but for rounding.
+        Case {
+            op: Box::new(BatchNorm::new(Train, 0.5, false)),
+            ..case("train, two values", &[2, 1, 1, 3], Train, false, Fill::Distinct)
+        },
         case("train, odd", &[3, 5, 7, 11], Train, false, normal),
         case("train, one channel", &[1, 3, 5, 1], Train, false, normal),
         case("train, relu", &[2, 3, 5, 13], Train, true, normal),
@@ -272,6 +355,12 @@ pub fn cases() -> Vec<Case> {
         case("eval, odd", &[2, 3, 5, 11], Eval, false, normal),
         case("eval, relu", &[1, 3, 5, 9], Eval, true, normal),
         case("eval, one value", &[1, 1, 1, 5], Eval, false, normal),
+        with_residual("train, residual", &[2, 3, 5, 12], Train, true),
+        with_residual("train, residual, odd", &[2, 4, 3, 7], Train, true),
+        with_residual("train, residual, plain", &[2, 3, 3, 16], Train, false),
+        with_residual("eval, residual", &[2, 3, 3, 16], Eval, true),
+        with_residual("eval, residual, plain", &[1, 3, 5, 5], Eval, false),
+        case("train, several runs of channels", &[2, 5, 3, 528], Train, true, normal),
         Case { bench: true, ..case("train stage", &[8, 64, 64, 64], Train, true, normal) },
         Case { bench: true, ..case("eval stage", &[8, 64, 64, 64], Eval, true, normal) },
     ]
@@ -281,7 +370,8 @@ pub fn cases() -> Vec<Case> {
 mod tests {
     use super::*;
 
-    const TRAIN: BatchNorm = BatchNorm { mode: BatchNormMode::Train, eps: 1e-5, relu: false };
+    const TRAIN: BatchNorm =
+        BatchNorm { mode: BatchNormMode::Train, eps: 1e-5, relu: false, residual: false, stats: None };
 
     #[test]
     fn returns_mean_and_unbiased_variance() {

@@ -14,6 +14,11 @@
 //! "Distilling the Knowledge in a Neural Network", 2015). DreamTeacher's label distillation uses tau = 4. Hard labels
 //! are those of `torch.nn.CrossEntropyLoss`, but a batch in which every label is ignored has loss 0 and gradient 0
 //! there instead of NaN.
+//!
+//! A label that is neither a class nor ignored is an error on the CPU. Kernels cannot refuse it: there it makes the loss and
+//! its row's gradient NaN.
+
+mod cuda;
 
 use super::support::{BLOCK, class_of, expect_inputs};
 use super::*;
@@ -225,7 +230,68 @@ impl Op for CrossEntropy {
         Ok(vec![Some(Tensor::from_vec(ctx.inputs[0], gz)?), None])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        cuda::forward(self, gpu, inputs[0], inputs[1])
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        if !ctx.needs[0] {
+            return Ok(vec![None, None]);
+        }
+        Ok(vec![Some(cuda::backward(self, gpu, ctx)?), None])
+    }
+
+    fn is_operand(&self, input: usize) -> bool {
+        input == 0 || self.target != Target::Hard
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let (mut loss, mut count) = (0.0, 0.0);
+        self.rows(inputs, |row| {
+            let terms = row.target.iter().zip(&row.p).map(|(t, p)| t * p.ln());
+            loss -= row.factor * terms.sum::<f64>();
+            count += 1.0;
+        })?;
+        Tensor::from_vec(Shape::SCALAR, vec![loss / f64::max(count, 1.0)])
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        let (gy, k) = (gy.data::<f64>()?[0], inputs[0].shape().last());
+        let (mut gz, mut count) = (vec![0.0; inputs[0].elems()], 0.0);
+        self.rows(inputs, |row| {
+            count += 1.0;
+            let places = gz[row.index * k..][..k].iter_mut();
+            for (g, (p, t)) in places.zip(row.p.iter().zip(&row.target)) {
+                *g = gy * row.factor / row.tau * (p - t);
+            }
+        })?;
+        gz.iter_mut().for_each(|g| *g /= f64::max(count, 1.0));
+        Ok(Some(vec![Some(Tensor::from_vec(inputs[0].shape(), gz)?), None]))
+    }
+
+    fn flops(&self, inputs: &[Shape]) -> u64 {
+        let per_element = if self.target == Target::Hard { 5 } else { 13 };
+        inputs[0].elems() as u64 * per_element
+    }
+}
+
+/// A row that takes part, by the definition.
+struct Row {
+    index: usize,
+    /// The distribution that is asked for, and that of the logits.
+    target: Vec<f64>,
+    p: Vec<f64>,
+    tau: f64,
+    factor: f64,
+}
+
+impl CrossEntropy {
+    /// Calls `f` for every row that takes part.
+    fn rows(&self, inputs: &[&Tensor], mut f: impl FnMut(Row)) -> Result<()> {
         let k = inputs[0].shape().last();
         let softmax = |z: &[f64], tau: f64| -> Vec<f64> {
             let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -233,11 +299,10 @@ impl Op for CrossEntropy {
             let sum: f64 = e.iter().sum();
             e.iter().map(|e| e / sum).collect()
         };
-        let (mut loss, mut count) = (0.0, 0.0);
-        for (row, z) in inputs[0].data::<f64>()?.chunks(k).enumerate() {
+        for (index, z) in inputs[0].data::<f64>()?.chunks(k).enumerate() {
             let (target, tau, factor) = match self.target {
                 Target::Hard => {
-                    let y = inputs[1].data::<i64>()?[row];
+                    let y = inputs[1].data::<i64>()?[index];
                     if self.ignore_index == Some(y) {
                         continue;
                     }
@@ -247,21 +312,19 @@ impl Op for CrossEntropy {
                 }
                 Target::Soft { tau, tau_squared } => {
                     let tau = f64::from(tau);
-                    let t = &inputs[1].data::<f64>()?[row * k..(row + 1) * k];
+                    let t = &inputs[1].data::<f64>()?[index * k..(index + 1) * k];
                     (softmax(t, tau), tau, if tau_squared { tau * tau } else { 1.0 })
                 }
             };
-            let p = softmax(z, tau);
-            loss -= factor * target.iter().zip(&p).map(|(t, p)| t * p.ln()).sum::<f64>();
-            count += 1.0;
+            f(Row { index, target, p: softmax(z, tau), tau, factor });
         }
-        Tensor::from_vec(Shape::SCALAR, vec![loss / f64::max(count, 1.0)])
+        Ok(())
     }
+}
 
-    fn flops(&self, inputs: &[Shape]) -> u64 {
-        let per_element = if self.target == Target::Hard { 5 } else { 13 };
-        inputs[0].elems() as u64 * per_element
-    }
+/// Every variant that may be launched.
+pub(in crate::ops) fn variants() -> Vec<Variant> {
+    cuda::variants()
 }
 
 /// Classification and segmentation, ignored labels, smoothing, temperatures, and a segmentation batch.
@@ -297,6 +360,9 @@ pub fn cases() -> Vec<Case> {
         hard("smoothed and ignored", Some(255), 0.3, &[1, 4, 3, 6], 2),
         hard("all ignored", Some(255), 0.1, &[4, 3], 1),
         hard("more classes than a task holds", None, 0.0, &[2, 17_000], 0),
+        hard("whole chunks", Some(255), 0.2, &[2, 7, 5, 152], 4),
+        hard("two classes", None, 0.0, &[1, 40, 33, 2], 0),
+        soft("whole chunks at tau 2", 2.0, true, [67, 40]),
         soft("one row", 1.0, false, [1, 2]),
         soft("tau 4", 4.0, false, [5, 7]),
         soft("tau 4, times tau squared", 4.0, true, [3, 10]),

@@ -2,6 +2,9 @@
 //! each row (biased variance). Gradients, with `xh = (x - m) r` and `g = gy w`: `gx = r (g - mean g - xh mean(g xh))`,
 //! `gw = sum gy xh`, `gb = sum gy`. Ba, Kiros, Hinton, arXiv:1607.06450.
 
+mod adjoint;
+pub(super) mod cuda;
+
 use super::*;
 use crate::cpu::{for_each_chunk, rows};
 use crate::error::Error;
@@ -97,6 +100,22 @@ impl Op for LayerNorm {
         ])
     }
 
+    fn has_kernel(&self) -> bool {
+        true
+    }
+
+    fn launch(&self, gpu: &Gpu, inputs: &[&Tensor]) -> Result<Forward> {
+        self.forward_cuda(gpu, inputs)
+    }
+
+    fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
+        self.backward_cuda(gpu, ctx)
+    }
+
+    fn reference_gradients(&self, inputs: &[&Tensor], gy: &Tensor) -> Result<Option<Vec<Option<Tensor>>>> {
+        adjoint::gradients(self, inputs, gy).map(Some)
+    }
+
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let (w, b) = (inputs[1].data::<f64>()?, inputs[2].data::<f64>()?);
         let n = w.len() as f64;
@@ -134,8 +153,13 @@ pub fn cases() -> Vec<Case> {
         case("a vector", &[13], normal),
         case("odd", &[2, 3, 5, 67], normal),
         case("tokens", &[2, 7, 24], normal),
+        case("a chunk of a thread", &[7, 16], normal),
         case("large mean", &[5, 96], Fill::Normal(1e3, 1.0)),
         case("several blocks", &[700, 30], normal),
+        case("several blocks, whole chunks", &[150, 40], normal),
+        case("a warp and some", &[3, 7, 400], normal),
+        case("a row of several warps", &[5, 2048], normal),
+        case("a row of many odd channels", &[3, 1030], normal),
         Case { bench: true, ..case("stage 1", &[8, 56, 56, 96], normal) },
         Case { bench: true, ..case("stage 4", &[8, 7, 7, 768], normal) },
     ]
