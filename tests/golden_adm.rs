@@ -10,7 +10,8 @@ use common::{
 };
 use dtk::base::DType;
 use dtk::diffusion::{BetaSchedule, Respacing, Schedule, ddim_encode, space_timesteps};
-use dtk::models::adm::{AdmConfig, AdmUnet, Tap, Taps, Time, timestep_embedding};
+use dtk::gpu::Gpu;
+use dtk::models::adm::{AdmConfig, AdmUnet, DeviceUnet, Tap, Taps, Time, timestep_embedding};
 use dtk::nn::{Ctx, ParamStore};
 use dtk::ops::Offload;
 use dtk::tensor::Tensor;
@@ -76,6 +77,37 @@ impl<'a> Case<'a> {
         seen
     }
 
+    /// The decoder's maps and the prediction of [`DeviceUnet`], under the names of the file, in f32 on the host. Every sample
+    /// is a pass of its own: a folded time is the same for all.
+    fn on_device(&self, gpu: &Gpu, dtype: DType) -> Vec<(String, Tensor)> {
+        let decoder = self.config.decoder();
+        let of_block =
+            |(j, up)| if up { vec![Tap::pre_up(j), Tap::post_up(j)] } else { vec![Tap::post_up(j)] };
+        let taps: Vec<Tap> = decoder.iter().map(|b| b.up).enumerate().flat_map(of_block).collect();
+        let net =
+            DeviceUnet::new(&self.net, &self.store, gpu, dtype, &Taps::new(taps.clone()), false).unwrap();
+        let x = self.golden.memory("x");
+        let [n, h, w, c] = *x.shape() else { panic!("{}: x is no batch of images", self.golden.name) };
+        let mut steps = self.steps();
+        steps.resize(n, steps[0]);
+        let mut rows: Vec<Vec<Tensor>> = Vec::new();
+        for (sample, t) in x.f32s().unwrap().chunks(h * w * c).zip(steps) {
+            let x = Tensor::from_vec([1, h, w, c], sample.to_vec()).unwrap().to_dtype(dtype).unwrap();
+            let x = x.to_gpu(gpu).unwrap();
+            let time = net.fold(&self.net.fold_time(&self.store, t, None).unwrap()).unwrap();
+            let mut maps = net.features(&x, &time).unwrap();
+            maps.push(net.forward(&x, &time).unwrap());
+            rows.push(maps.iter().map(|m| m.to_cpu().unwrap().to_dtype(DType::F32).unwrap()).collect());
+        }
+        let names = taps.iter().map(|tap| format!("feat.{tap}")).chain(["out".into()]);
+        let stack = |(i, name): (usize, String)| {
+            let [_, h, w, c] = *rows[0][i].shape() else { panic!("{name} is no map") };
+            let all = rows.iter().flat_map(|maps| maps[i].f32s().unwrap().to_vec()).collect();
+            (name, Tensor::from_vec([n, h, w, c], all).unwrap())
+        };
+        names.enumerate().map(stack).collect()
+    }
+
     /// The values of [`Case::observe`] that the file has, or ought to have.
     fn recorded(&self) -> BTreeSet<&str> {
         let wanted = |n: &&str| n.starts_with("feat.") || ["emb", "out"].contains(n);
@@ -126,6 +158,28 @@ fn golden_adm_on_a_device() {
         };
         let bf16 = kept(case.observe(Some(Offload::to(&gpu, DType::Bf16))));
         golden.check_rounded(&bf16, &kept(case.observe(Some(Offload::rounding(DType::Bf16)))));
+        gpu::clean_after_launches(&gpu);
+    });
+}
+
+#[test]
+fn golden_adm_device_network() {
+    let Some(gpu) = gpu::device() else { return };
+    for_section("adm_tiny", |golden| {
+        let case = Case::new(golden);
+        let kept = |mut seen: Vec<(String, Tensor)>| {
+            seen.retain(|(key, _)| golden.has(key));
+            seen
+        };
+        let f32s = kept(case.on_device(&gpu, DType::F32));
+        assert!(f32s.len() > case.config.decoder().len() / 2, "{}: the file has few maps", golden.name);
+        for (key, map) in &f32s {
+            golden.check(key, map, Tolerance::default());
+        }
+        let bf16 = kept(case.on_device(&gpu, DType::Bf16));
+        let mut rounded = kept(case.observe(Some(Offload::rounding(DType::Bf16))));
+        rounded.retain(|(key, _)| bf16.iter().any(|(k, _)| k == key));
+        golden.check_rounded(&bf16, &rounded);
         gpu::clean_after_launches(&gpu);
     });
 }

@@ -1,6 +1,6 @@
 //! One distillation step: teacher, student, loss, gradients.
 
-use super::{LossConfig, Student, Teacher, cosine_similarity, feature_loss};
+use super::{LevelLoss, LossConfig, Student, Teacher, feature_loss, mean_of_levels};
 use crate::base::Philox;
 use crate::error::{Error, Result};
 use crate::nn::{Ctx, ParamId};
@@ -83,6 +83,11 @@ impl Distiller {
         &self.loss
     }
 
+    /// The random stream of the student's pass over samples from position `first` on of a step's batch.
+    pub fn student_stream(&self, step: u64, first: u64) -> Philox {
+        self.rng.fold(step).fold(first)
+    }
+
     /// Loss, metrics and gradients of clean images `[N, H, W, 3]` in -1..1. All randomness follows from the seeds,
     /// `step` and `positions`, the samples' places in the global batch of that step.
     ///
@@ -116,32 +121,29 @@ impl Distiller {
         let teacher_time = start.elapsed();
 
         let start = Instant::now();
-        let rng = self.rng.fold(step).fold(positions.first().copied().unwrap_or(0));
+        let rng = self.student_stream(step, positions.first().copied().unwrap_or(0));
         let mut ctx = Ctx::training(self.student.params(), rng);
         let out = self.student.forward(&mut ctx, images)?;
         let loss = feature_loss(&mut ctx, &out, &targets, &self.loss)?;
         let total = loss.total.tensor().item()?;
+        let losses = loss.level_losses()?;
+        let [mse, at] = mean_of_levels(&losses);
         if !total.is_finite() {
-            return Err(Error::numeric(
-                "loss",
-                format!("is {total} at step {step} (mse {}, at {})", loss.mse, loss.at),
-            )
-            .with_remedy("lower the learning rate, clip the gradient, or check the teacher's weights"));
+            return Err(Error::numeric("loss", format!("is {total} at step {step} (mse {mse}, at {at})"))
+                .with_remedy("lower the learning rate, clip the gradient, or check the teacher's weights"));
         }
-        let mut levels = Vec::with_capacity(out.len());
-        for (i, (s, t)) in out.iter().zip(&targets).enumerate() {
-            levels.push(LevelMetrics {
-                stride: self.teacher.taps()[self.student.pairs()[i]].stride,
-                mse: loss.mse_levels.get(i).copied().unwrap_or(0.0),
-                at: loss.at_levels.get(i).copied().unwrap_or(0.0),
-                cosine: cosine_similarity(s.tensor(), t, &self.loss)?,
-            });
-        }
+        let taps = self.student.pairs().iter().map(|&t| self.teacher.taps()[t].stride);
+        let level = |(stride, l): (usize, &LevelLoss)| LevelMetrics {
+            stride,
+            mse: l.mse,
+            at: l.at,
+            cosine: l.cosine,
+        };
+        let levels = taps.zip(&losses).map(level).collect();
         drop((out, targets));
         let mut g = ctx.backward(&loss.total)?;
         let ids: Vec<ParamId> = self.student.params().iter().map(|(id, _)| id).collect();
         let grads = ids.into_iter().filter_map(|id| Some((id, g.take_param(id)?))).collect();
-        let (mse, at) = (loss.mse, loss.at);
         Ok(StepOutput {
             loss: total,
             mse,

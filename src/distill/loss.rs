@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::nn::Ctx;
-use crate::ops::attention_transfer::{AtDistance, AttentionTransfer};
-use crate::ops::weighted_sum::WeightedSum;
-use crate::ops::whiten_mse::{Whiten, WhitenMse, whiten};
+use crate::ops::attention_transfer::AtDistance;
+use crate::ops::feature_loss;
+use crate::ops::whiten_mse::Whiten;
 use crate::tape::Var;
-use crate::tensor::{Device, Tensor};
+use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// What the student is asked to match.
@@ -39,7 +39,7 @@ impl Default for LossConfig {
 }
 
 /// Stabiliser of the whitening's variance.
-const EPS: f32 = 1e-5;
+pub(super) const EPS: f32 = 1e-5;
 
 impl LossConfig {
     /// Checks the numbers.
@@ -65,18 +65,44 @@ impl LossConfig {
     }
 }
 
-/// The feature loss and its parts.
+/// The feature loss and what is known of its levels.
 pub struct FeatureLoss {
     /// `mse_weight * mse + at_weight * at`, a scalar that can be differentiated.
     pub total: Var,
-    /// Mean over levels of the whitened MSE; 0 if its weight is 0.
+    /// Whitened MSE, attention-transfer distance and cosine of every level, f32 `[levels, 3]`, on the device of the maps;
+    /// 0 for a term whose weight is 0. `None` in a planning pass, which has no values.
+    pub levels: Option<Tensor>,
+}
+
+/// One level of a feature loss.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LevelLoss {
+    /// Whitened MSE; 0 if its weight is 0.
     pub mse: f32,
-    /// Mean over levels of the attention-transfer distance; 0 if its weight is 0.
+    /// Attention-transfer distance; 0 if its weight is 0.
     pub at: f32,
-    /// Whitened MSE of every level.
-    pub mse_levels: Vec<f32>,
-    /// Attention-transfer distance of every level.
-    pub at_levels: Vec<f32>,
+    /// Mean over samples of the cosine between the student's map and the whitened teacher map, both flattened: the progress
+    /// metric that starts near 0 and goes towards 1.
+    pub cosine: f32,
+}
+
+impl FeatureLoss {
+    /// The levels in host memory; none in a planning pass. Waits for a device.
+    ///
+    /// # Errors
+    /// The copy from the device fails.
+    pub fn level_losses(&self) -> Result<Vec<LevelLoss>> {
+        let Some(levels) = &self.levels else { return Ok(Vec::new()) };
+        let host = levels.to_cpu()?;
+        let level = |v: &[f32]| LevelLoss { mse: v[0], at: v[1], cosine: v[2] };
+        Ok(host.f32s()?.chunks_exact(3).map(level).collect())
+    }
+}
+
+/// Means over levels of MSE and attention-transfer distance.
+pub fn mean_of_levels(levels: &[LevelLoss]) -> [f32; 2] {
+    let mean = |of: fn(&LevelLoss) -> f32| levels.iter().map(of).sum::<f32>() / levels.len().max(1) as f32;
+    [mean(|l| l.mse), mean(|l| l.at)]
 }
 
 /// The feature loss between student maps and raw teacher maps `[N, h, w, C]`, level by level.
@@ -96,53 +122,16 @@ pub fn feature_loss<'a>(
             format!("{} student and {} teacher maps do not pair up", student.len(), teacher.len()),
         ));
     }
-    let levels = student.len() as f32;
-    let (mut terms, mut weights) = (Vec::new(), Vec::new());
-    let (mut mse_levels, mut at_levels) = (Vec::new(), Vec::new());
-    // A planning pass has no values.
-    let value = |v: &Var| if v.tensor().device() == Device::Meta { Ok(0.0) } else { v.tensor().item() };
-    for (s, t) in student.iter().zip(teacher) {
-        let t = ctx.input(t);
-        if config.mse_weight > 0.0 {
-            let term = ctx.apply(WhitenMse { whiten: config.whiten, eps: EPS }, &[s, &t])?;
-            mse_levels.push(value(&term)?);
-            terms.push(term);
-            weights.push(config.mse_weight / levels);
-        }
-        if config.at_weight > 0.0 {
-            let op = AttentionTransfer { p: config.p, distance: config.at_distance };
-            let term = ctx.apply(op, &[s, &t])?;
-            at_levels.push(value(&term)?);
-            terms.push(term);
-            weights.push(config.at_weight / levels);
-        }
-    }
-    let total = ctx.apply(WeightedSum { weights }, &terms.iter().collect::<Vec<_>>())?;
-    let mean = |v: &[f32]| v.iter().sum::<f32>() / levels;
-    Ok(FeatureLoss { total, mse: mean(&mse_levels), at: mean(&at_levels), mse_levels, at_levels })
-}
-
-/// Mean over samples of the cosine between the student's map and the whitened teacher map, both flattened: the
-/// progress metric that starts near 0 and goes towards 1.
-///
-/// # Errors
-/// The shapes differ.
-pub fn cosine_similarity(student: &Tensor, teacher: &Tensor, config: &LossConfig) -> Result<f32> {
-    if student.shape() != teacher.shape() || student.shape().is_empty() {
-        return Err(Error::shape("cosine_similarity", "the maps differ in shape")
-            .with_tensor("student", student)
-            .with_tensor("teacher", teacher));
-    }
-    let target = whiten(teacher, config.whiten, EPS)?;
-    let n = student.shape()[0];
-    let per_sample = student.elems() / n.max(1);
-    let cosines = crate::cpu::map_ordered(n, |i| -> Result<f64> {
-        let part = i * per_sample..(i + 1) * per_sample;
-        let (s, t) = (&student.f32s()?[part.clone()], &target.f32s()?[part]);
-        let dot =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        Ok(dot(s, t) / (dot(s, s) * dot(t, t)).sqrt().max(1e-12))
-    });
-    let sum: f64 = cosines.into_iter().sum::<Result<f64>>()?;
-    Ok((sum / n.max(1) as f64) as f32)
+    let targets: Vec<Var> = teacher.iter().map(|t| ctx.input(t)).collect();
+    let maps: Vec<&Var> = student.iter().chain(&targets).collect();
+    let op = feature_loss::FeatureLoss {
+        whiten: config.whiten,
+        eps: EPS,
+        mse_weight: config.mse_weight,
+        at_weight: config.at_weight,
+        p: config.p,
+        distance: config.at_distance,
+    };
+    let (total, aux) = ctx.apply_aux(op, &maps)?;
+    Ok(FeatureLoss { total, levels: aux.into_iter().next() })
 }

@@ -11,16 +11,20 @@
 //! [`Teacher`], [`Student`] and [`Distiller`] are the parts; optimiser, data and checkpoints are composed with them by
 //! [`crate::train`] or by a host program.
 
+mod device_teacher;
 mod distiller;
 mod label;
 mod loss;
 mod plan;
+mod precision;
 mod student;
 mod teacher;
 
+pub use device_teacher::DeviceTeacher;
 pub use distiller::{Distiller, LevelMetrics, StepOutput};
 pub use label::{LabelLossConfig, mixed_loss};
-pub use loss::{FeatureLoss, LossConfig, cosine_similarity, feature_loss};
+pub use loss::{FeatureLoss, LevelLoss, LossConfig, feature_loss, mean_of_levels};
 pub use plan::{Part, Plan};
-pub use student::{Student, StudentConfig, normalize_imagenet};
-pub use teacher::{TapsConfig, Teacher, TeacherConfig, TeacherModel};
+pub use precision::MapError;
+pub use student::{IMAGENET_MEAN, IMAGENET_STD, Student, StudentConfig, normalize_imagenet};
+pub use teacher::{NoiseLevel, TapsConfig, Teacher, TeacherConfig, TeacherModel};

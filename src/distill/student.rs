@@ -24,9 +24,9 @@ pub struct StudentConfig {
 }
 
 /// ImageNet's channel means, for RGB values in 0..1.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// ImageNet's channel standard deviations, for RGB values in 0..1.
-const STD: [f32; 3] = [0.229, 0.224, 0.225];
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// What a student sees of images in -1..1: `((x + 1) / 2 - mean) / std` with ImageNet's statistics.
 ///
@@ -39,7 +39,7 @@ pub fn normalize_imagenet(x: &Tensor) -> Result<Tensor> {
     let mut y = x.f32s()?.to_vec();
     crate::cpu::for_each_chunk(&mut y, 3 * 1024, |_, part| {
         for pixel in part.chunks_exact_mut(3) {
-            for ((v, mean), std) in pixel.iter_mut().zip(MEAN).zip(STD) {
+            for ((v, mean), std) in pixel.iter_mut().zip(IMAGENET_MEAN).zip(IMAGENET_STD) {
                 *v = ((*v + 1.0) * 0.5 - mean) / std;
             }
         }
@@ -101,6 +101,16 @@ impl Student {
         &self.pairs
     }
 
+    /// The regressor's maps for images `[N, H, W, 3]` that are normalised already ([`IMAGENET_MEAN`], [`IMAGENET_STD`]), on
+    /// the host or a device, fine to coarse.
+    ///
+    /// # Errors
+    /// Wrong shapes.
+    pub fn forward_normalized(&self, ctx: &mut Ctx<'_>, images: &Var) -> Result<Vec<Var>> {
+        let features = self.backbone.features(ctx, images)?;
+        self.regressor.forward(ctx, &features)
+    }
+
     /// The regressor's maps for images `[N, H, W, 3]` in -1..1, fine to coarse.
     ///
     /// # Errors
@@ -132,7 +142,7 @@ mod tests {
         let x = Tensor::from_vec([1, 1, 2, 3], vec![-1.0f32, -1.0, -1.0, 1.0, 1.0, 1.0]).unwrap();
         let y = normalize_imagenet(&x).unwrap();
         for (i, v) in y.f32s().unwrap().iter().enumerate() {
-            let want = ((i / 3) as f32 - MEAN[i % 3]) / STD[i % 3];
+            let want = ((i / 3) as f32 - IMAGENET_MEAN[i % 3]) / IMAGENET_STD[i % 3];
             approx::assert_abs_diff_eq!(*v, want, epsilon = 1e-6);
         }
         assert!(normalize_imagenet(&Tensor::zeros([1, 2, 2, 4])).unwrap_err().is_shape());

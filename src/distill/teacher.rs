@@ -1,10 +1,11 @@
 //! The frozen generative network as a giver of features.
 
 use crate::base::Philox;
-use crate::diffusion::{DiffusionConfig, Encoding, Schedule, ddim_encode};
+use crate::diffusion::{DiffusionConfig, Encoding, EpsModel, Schedule, ddim_encode};
 use crate::error::{Error, Result};
 use crate::models::adm::{AdmConfig, AdmUnet, FoldedTime, Tap, TapInfo, Taps, Time};
 use crate::nn::{Ctx, ParamStore};
+use crate::ops::Offload;
 use crate::tape::{Step, Var};
 use crate::tensor::{Device, Ledger, Tensor};
 use serde::{Deserialize, Serialize};
@@ -89,19 +90,72 @@ impl TapsConfig {
     }
 }
 
-/// A frozen ADM U-Net, its taps, and how images are encoded for it.
-pub struct Teacher {
-    net: AdmUnet,
-    store: ParamStore,
-    taps: Taps,
-    info: Vec<TapInfo>,
-    early_exit: bool,
-    label: Option<usize>,
+/// How much of image and noise is in the input of stochastic encoding: `signal * image + noise * z`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NoiseLevel {
+    /// Factor of the image in -1..1.
+    pub signal: f32,
+    /// Factor of the standard normal noise.
+    pub noise: f32,
+}
+
+/// How clean images become the noisy input of the network.
+#[derive(Clone)]
+pub(super) struct Encoder {
     diffusion: DiffusionConfig,
     schedule: Schedule,
     ddim: Option<(Schedule, usize)>,
-    folded: FoldedTime,
     noise: Philox,
+}
+
+impl Encoder {
+    /// `seed` is the root of the noise.
+    fn new(diffusion: &DiffusionConfig, seed: u64) -> Result<Self> {
+        let ddim = (diffusion.encoding == Encoding::Ddim).then(|| diffusion.build_ddim()).transpose()?;
+        Ok(Encoder {
+            diffusion: diffusion.clone(),
+            schedule: diffusion.build()?,
+            ddim,
+            noise: Philox::new(seed).fold_str("diffusion noise"),
+        })
+    }
+
+    /// The times at which deterministic encoding asks the network for its prediction, in order; none without it.
+    pub(super) fn times(&self) -> &[usize] {
+        self.ddim.as_ref().map_or(&[], |(schedule, steps)| &schedule.timestep_map[..*steps])
+    }
+
+    /// As [`Teacher::encode`], with the network that deterministic encoding needs.
+    pub(super) fn encode(
+        &self,
+        images: &Tensor,
+        step: u64,
+        positions: &[u64],
+        model: &mut EpsModel<'_>,
+    ) -> Result<Tensor> {
+        let (n, h, w, c) = images.shape().nhwc("encode")?;
+        if positions.len() != n {
+            return Err(Error::shape("encode", format!("{} positions for {n} images", positions.len())));
+        }
+        if let Some((schedule, steps)) = &self.ddim {
+            let clip = self.diffusion.clip_denoised;
+            return ddim_encode(schedule, images, *steps, clip, model, &mut |_, _| Ok(()));
+        }
+        let noise = self.diffusion.noise.draw(self.noise, step, positions, [h, w, c])?;
+        self.schedule.q_sample(images, &vec![self.diffusion.t; n], &noise)
+    }
+}
+
+/// A frozen ADM U-Net, its taps, and how images are encoded for it.
+pub struct Teacher {
+    pub(super) net: AdmUnet,
+    pub(super) store: ParamStore,
+    pub(super) taps: Taps,
+    info: Vec<TapInfo>,
+    pub(super) early_exit: bool,
+    pub(super) label: Option<usize>,
+    pub(super) encoder: Encoder,
+    pub(super) folded: FoldedTime,
 }
 
 impl Teacher {
@@ -121,8 +175,7 @@ impl Teacher {
         let net = AdmUnet::new(&mut store.builder(), &model)?;
         let taps = config.taps.resolve(&model)?;
         let info = taps.describe(&model)?;
-        let schedule = diffusion.build()?;
-        let ddim = (diffusion.encoding == Encoding::Ddim).then(|| diffusion.build_ddim()).transpose()?;
+        let encoder = Encoder::new(diffusion, seed)?;
         fill(&mut store)?;
         store.set_trainable(false, |_| true);
         let folded = net.fold_time(&store, diffusion.t as f32, config.label)?;
@@ -133,17 +186,29 @@ impl Teacher {
             info,
             early_exit: config.early_exit,
             label: config.label,
-            diffusion: diffusion.clone(),
-            schedule,
-            ddim,
+            encoder,
             folded,
-            noise: Philox::new(seed).fold_str("diffusion noise"),
         })
     }
 
     /// Stride and channels of every feature map, in the order of the taps.
     pub fn taps(&self) -> &[TapInfo] {
         &self.info
+    }
+
+    /// The mix of image and noise in the network's input; `None` with deterministic encoding, which asks the network.
+    pub fn noise_level(&self) -> Option<NoiseLevel> {
+        let Encoder { diffusion, schedule, ddim, .. } = &self.encoder;
+        let level = |factors: &[f64]| factors[diffusion.t] as f32;
+        ddim.is_none().then(|| NoiseLevel {
+            signal: level(&schedule.sqrt_alphas_cumprod),
+            noise: level(&schedule.sqrt_one_minus_alphas_cumprod),
+        })
+    }
+
+    /// The random stream of the noise of a sample: of a step, and the sample's place in its batch.
+    pub fn noise_stream(&self, step: u64, position: u64) -> Philox {
+        self.encoder.diffusion.noise.stream(self.encoder.noise, step, position)
     }
 
     /// The network's parameters.
@@ -162,25 +227,16 @@ impl Teacher {
     /// # Errors
     /// Wrong shapes; deterministic encoding also fails where the network does.
     pub fn encode(&self, images: &Tensor, step: u64, positions: &[u64]) -> Result<Tensor> {
-        let (n, h, w, c) = images.shape().nhwc("encode")?;
-        if positions.len() != n {
-            return Err(Error::shape("encode", format!("{} positions for {n} images", positions.len())));
-        }
-        if let Some((schedule, steps)) = &self.ddim {
-            // Every step needs the prediction at its own time, so nothing is folded and nothing exits early.
-            let labels = self.label.map(|l| Tensor::from_vec([n], vec![l as i64; n])).transpose()?;
-            let mut model = |x: &Tensor, t: usize| -> Result<Tensor> {
-                let mut ctx = Ctx::inference(&self.store);
-                let x = ctx.constant(x.clone());
-                let labels = labels.as_ref().map(|l| ctx.constant(l.clone()));
-                let time = [t as f32];
-                Ok(self.net.forward(&mut ctx, &x, &Time::Steps(&time), labels.as_ref())?.into_tensor())
-            };
-            let clip = self.diffusion.clip_denoised;
-            return ddim_encode(schedule, images, *steps, clip, &mut model, &mut |_, _| Ok(()));
-        }
-        let noise = self.diffusion.noise.draw(self.noise, step, positions, [h, w, c])?;
-        self.schedule.q_sample(images, &vec![self.diffusion.t; n], &noise)
+        let n = images.shape().first().copied().unwrap_or(0);
+        let labels = self.label.map(|l| Tensor::from_vec([n], vec![l as i64; n])).transpose()?;
+        // Every step of deterministic encoding needs the prediction at its own time, so nothing is folded.
+        self.encoder.encode(images, step, positions, &mut |x, t| {
+            let mut ctx = Ctx::inference(&self.store);
+            let x = ctx.constant(x.clone());
+            let labels = labels.as_ref().map(|l| ctx.constant(l.clone()));
+            let time = [t as f32];
+            Ok(self.net.forward(&mut ctx, &x, &Time::Steps(&time), labels.as_ref())?.into_tensor())
+        })
     }
 
     /// The raw feature maps `[N, H/stride, W/stride, channels]` of clean images in -1..1, in the order of the taps.
@@ -198,6 +254,16 @@ impl Teacher {
     /// As [`Teacher::features`].
     pub fn features_of_noisy(&self, x: &Tensor) -> Result<Vec<Tensor>> {
         let mut ctx = Ctx::inference(&self.store);
+        let x = ctx.constant(x.clone());
+        self.run(&mut ctx, &x)
+    }
+
+    /// Like [`Teacher::features_of_noisy`], with single operations on a device or rounded as there.
+    ///
+    /// # Errors
+    /// As [`Teacher::features`], and those of the device.
+    pub fn features_offloaded(&self, x: &Tensor, offload: Offload) -> Result<Vec<Tensor>> {
+        let mut ctx = Ctx::inference(&self.store).offload(offload);
         let x = ctx.constant(x.clone());
         self.run(&mut ctx, &x)
     }

@@ -138,7 +138,8 @@ impl ConvBlock {
         let mut y = ctx.apply(ops::scale::Scale {}, &[&y, &gamma])?;
         if ctx.is_training() && self.drop_path > 0.0 {
             let rng = ctx.next_rng();
-            y = ctx.apply(ops::drop_path::DropPath { rate: self.drop_path, rng }, &[&y])?;
+            y = ctx
+                .apply(ops::drop_path::DropPath { rate: self.drop_path, rng, key: ctx.last_key() }, &[&y])?;
         }
         ctx.apply(ops::add::Add { relu: false }, &[&y, x])
     }

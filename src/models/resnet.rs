@@ -169,13 +169,14 @@ impl ConvBn {
         }
     }
 
-    fn forward(&self, ctx: &mut Ctx<'_>, x: &Var, relu: bool) -> Result<Var> {
-        let y = self.conv.forward(ctx, x)?;
-        self.bn.forward(ctx, &y, relu)
+    /// Convolution, norm, a residual added to it, ReLU.
+    fn forward(&self, ctx: &mut Ctx<'_>, x: &Var, residual: Option<&Var>, relu: bool) -> Result<Var> {
+        let (y, stats) = self.conv.forward_with_stats(ctx, x)?;
+        self.bn.forward_after(ctx, &y, stats, residual, relu)
     }
 }
 
-/// `relu(branch(x) + shortcut(x))`, with a ReLU after every unit of the branch but the last.
+/// `relu(branch(x) + shortcut(x))`, with a ReLU after every unit of the branch; the last adds the shortcut before it.
 #[derive(Clone, Debug)]
 struct Residual {
     branch: Vec<ConvBn>,
@@ -203,18 +204,16 @@ impl Residual {
     }
 
     fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
+        let shortcut = match &self.shortcut {
+            Some(s) => s.forward(ctx, x, None, false)?,
+            None => x.clone(),
+        };
         let mut y = x.clone();
         for (i, unit) in self.branch.iter().enumerate() {
-            y = unit.forward(ctx, &y, i + 1 < self.branch.len())?;
+            let residual = (i + 1 == self.branch.len()).then_some(&shortcut);
+            y = unit.forward(ctx, &y, residual, true)?;
         }
-        let add = ops::add::Add { relu: true };
-        match &self.shortcut {
-            Some(s) => {
-                let s = s.forward(ctx, x, false)?;
-                ctx.apply(add, &[&y, &s])
-            }
-            None => ctx.apply(add, &[&y, x]),
-        }
+        Ok(y)
     }
 }
 
@@ -267,7 +266,7 @@ impl ResNet {
     /// # Errors
     /// `x` is not `[N, H, W, 3]`.
     pub fn features(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Vec<Var>> {
-        let mut y = self.stem.forward(ctx, x, true)?;
+        let mut y = self.stem.forward(ctx, x, None, true)?;
         if self.config.stem == Stem::Imagenet {
             y = ctx.apply(ops::max_pool::MaxPool { kernel: 3, stride: 2, pad: 1 }, &[&y])?;
         }

@@ -4,7 +4,7 @@ use super::params::{ParamId, ParamStore, Role};
 use super::recompute::Recompute;
 use crate::base::Philox;
 use crate::error::Result;
-use crate::ops::{Offload, Op};
+use crate::ops::{DeviceKey, Offload, Op};
 use crate::tape::{Grads, Step, Tape, Var};
 use crate::tensor::{Device, Ledger, Tensor};
 use std::collections::BTreeMap;
@@ -18,8 +18,21 @@ pub struct Ctx<'a> {
     training: bool,
     rng: Philox,
     draws: u64,
+    keys: Option<Tensor>,
     buffers: Vec<(ParamId, Tensor)>,
+    averages: Vec<RunningAverage>,
     ledger: Option<Arc<Ledger>>,
+}
+
+/// A buffer that moves towards a value: `buffer = (1 - weight) buffer + weight value`.
+#[derive(Clone, Debug)]
+pub struct RunningAverage {
+    /// The buffer.
+    pub id: ParamId,
+    /// What it moves towards, of the buffer's shape, f32.
+    pub value: Tensor,
+    /// How far, from 0 to 1.
+    pub weight: f32,
 }
 
 impl<'a> Ctx<'a> {
@@ -46,7 +59,9 @@ impl<'a> Ctx<'a> {
             training,
             rng: Philox::new(0),
             draws: 0,
+            keys: None,
             buffers: Vec::new(),
+            averages: Vec::new(),
             ledger: None,
         }
     }
@@ -84,6 +99,24 @@ impl<'a> Ctx<'a> {
     pub fn next_rng(&mut self) -> Philox {
         self.draws += 1;
         self.rng.fold(self.draws)
+    }
+
+    /// Lets random ops on a device read their streams from a table, u8 `[n, 16]`, whose entry `i` holds the words of the
+    /// stream that draw `i + 1` gives ([`Ctx::next_rng`]). Under a captured graph it is written anew before every step.
+    pub fn with_keys(mut self, table: Tensor) -> Self {
+        self.keys = Some(table);
+        self
+    }
+
+    /// How many streams were drawn so far: as many entries a table of keys needs.
+    pub fn draws(&self) -> u64 {
+        self.draws
+    }
+
+    /// Where the stream that [`Ctx::next_rng`] gave last lies on the device; `None` without a table or a draw.
+    pub fn last_key(&self) -> Option<DeviceKey> {
+        let index = usize::try_from(self.draws.checked_sub(1)?).ok()?;
+        self.keys.as_ref().map(|table| DeviceKey { table: table.clone(), index })
     }
 
     /// A parameter or buffer as a value. The same parameter is the same leaf throughout a pass.
@@ -134,6 +167,13 @@ impl<'a> Ctx<'a> {
         self.buffers.push((id, value));
     }
 
+    /// Notes that a buffer on a device is to move towards a value after the step ([`Gradients::averages`]): there one launch
+    /// does it for all buffers.
+    pub fn move_buffer(&mut self, average: RunningAverage) {
+        debug_assert_eq!(self.store.get(average.id).role(), Role::Buffer);
+        self.averages.push(average);
+    }
+
     /// Runs `block` without keeping what it computes on the way: the backward pass runs it again. Costs one more
     /// forward pass of the block and saves its activations. Random numbers repeat; buffers are updated only once.
     ///
@@ -152,6 +192,7 @@ impl<'a> Ctx<'a> {
         let first_draw = self.draws;
         self.draws = inner.draws;
         self.buffers.append(&mut inner.buffers);
+        self.averages.append(&mut inner.averages);
         self.tape.extend_steps(&inner.tape);
         let used: Vec<ParamId> =
             inner.leaves.keys().copied().filter(|id| self.store.get(*id).trainable()).collect();
@@ -175,6 +216,7 @@ impl<'a> Ctx<'a> {
             training: self.training,
             rng: self.rng,
             draws,
+            keys: self.keys.clone(),
             ledger: self.ledger.clone(),
             offload: self.tape.offloading().cloned(),
         }
@@ -185,8 +227,8 @@ impl<'a> Ctx<'a> {
     /// # Errors
     /// As [`Tape::backward`].
     pub fn backward(self, loss: &Var) -> Result<Gradients> {
-        let (leaves, buffers) = (self.leaves, self.buffers);
-        Ok(Gradients { leaves, buffers, grads: self.tape.backward(loss)? })
+        let Ctx { leaves, buffers, averages, tape, .. } = self;
+        Ok(Gradients { leaves, buffers, averages, grads: tape.backward(loss)? })
     }
 
     /// Runs backward from any values with the given gradients.
@@ -194,8 +236,8 @@ impl<'a> Ctx<'a> {
     /// # Errors
     /// As [`Tape::backward_from`].
     pub fn backward_from(self, seeds: Vec<(Var, Tensor)>) -> Result<Gradients> {
-        let (leaves, buffers) = (self.leaves, self.buffers);
-        Ok(Gradients { leaves, buffers, grads: self.tape.backward_from(seeds)? })
+        let Ctx { leaves, buffers, averages, tape, .. } = self;
+        Ok(Gradients { leaves, buffers, averages, grads: tape.backward_from(seeds)? })
     }
 
     /// The buffer updates of a pass that is not differentiated.
@@ -225,6 +267,7 @@ pub(super) struct ForkState<'a> {
     training: bool,
     rng: Philox,
     draws: u64,
+    keys: Option<Tensor>,
     ledger: Option<Arc<Ledger>>,
     offload: Option<Offload>,
 }
@@ -239,6 +282,7 @@ impl<'a> ForkState<'a> {
         Ctx {
             rng: self.rng,
             draws: self.draws,
+            keys: self.keys.clone(),
             ledger: self.ledger.clone(),
             ..Ctx::with_tape(self.store, tape, self.training)
         }
@@ -259,6 +303,7 @@ impl<'a> ForkState<'a> {
 pub struct Gradients {
     leaves: BTreeMap<ParamId, Var>,
     buffers: Vec<(ParamId, Tensor)>,
+    averages: Vec<RunningAverage>,
     grads: Grads,
 }
 
@@ -277,5 +322,10 @@ impl Gradients {
     /// New values of buffers (running statistics), in the order in which they were noted.
     pub fn buffers(&self) -> &[(ParamId, Tensor)] {
         &self.buffers
+    }
+
+    /// Buffers on a device that are to move towards a value, in the order in which they were noted.
+    pub fn averages(&self) -> &[RunningAverage] {
+        &self.averages
     }
 }

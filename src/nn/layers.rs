@@ -1,5 +1,6 @@
 //! Layers: parameters plus the op that uses them. Names and defaults are PyTorch's.
 
+use super::ctx::RunningAverage;
 use super::params::{Builder, Layout, ParamId};
 use super::{Ctx, Init};
 use crate::base::DType;
@@ -66,6 +67,20 @@ impl Conv2d {
         }
     }
 
+    /// Like [`Conv2d::forward`] for a layer without a bias that a batch norm follows: in training on a device the second
+    /// result are the statistics that [`BatchNorm2d::forward_after`] takes.
+    ///
+    /// # Errors
+    /// The channels do not fit.
+    pub fn forward_with_stats(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<(Var, Option<Tensor>)> {
+        if !ctx.is_training() || self.bias.is_some() {
+            return Ok((self.forward(ctx, x)?, None));
+        }
+        let w = ctx.param(self.weight);
+        let (y, aux) = ctx.apply_aux(ops::conv2d::ConvStats(self.op.clone()), &[x, &w])?;
+        Ok((y, aux.into_iter().next()))
+    }
+
     /// Like [`Conv2d::forward`] with another bias, e.g. with a constant folded in.
     ///
     /// # Errors
@@ -73,6 +88,16 @@ impl Conv2d {
     pub fn forward_with_bias(&self, ctx: &mut Ctx<'_>, x: &Var, bias: &Var) -> Result<Var> {
         let w = ctx.param(self.weight);
         ctx.apply(self.op.clone(), &[x, &w, bias])
+    }
+
+    /// The weight's handle.
+    pub fn weight(&self) -> ParamId {
+        self.weight
+    }
+
+    /// The convolution itself.
+    pub fn op(&self) -> &ops::conv2d::Conv2d {
+        &self.op
     }
 
     /// The bias' handle.
@@ -112,6 +137,16 @@ impl Linear {
             if init == Init::TorchDefault { Init::TorchBias { fan_in: c_in } } else { Init::ZEROS };
         let bias = bias.then(|| b.param("bias", [c_out], Layout::Plain, bias_init));
         Linear { weight, bias }
+    }
+
+    /// The weight's handle.
+    pub fn weight(&self) -> ParamId {
+        self.weight
+    }
+
+    /// The bias' handle.
+    pub fn bias(&self) -> Option<ParamId> {
+        self.bias
     }
 
     /// `x [.., in]` to `[.., out]`.
@@ -246,14 +281,43 @@ impl BatchNorm2d {
     /// # Errors
     /// The channels do not fit, or a training batch has a single value per channel.
     pub fn forward(&self, ctx: &mut Ctx<'_>, x: &Var, relu: bool) -> Result<Var> {
+        self.forward_after(ctx, x, None, None, relu)
+    }
+
+    /// Like [`BatchNorm2d::forward`] with what [`Conv2d::forward_with_stats`] has left of `x`, and with a residual that is
+    /// added before the ReLU.
+    ///
+    /// # Errors
+    /// As [`BatchNorm2d::forward`], or the residual has another shape than `x`.
+    pub fn forward_after(
+        &self,
+        ctx: &mut Ctx<'_>,
+        x: &Var,
+        stats: Option<Tensor>,
+        residual: Option<&Var>,
+        relu: bool,
+    ) -> Result<Var> {
         let (w, b) = (ctx.param(self.weight), ctx.param(self.bias));
         let (mean, var) = (ctx.param(self.running_mean), ctx.param(self.running_var));
-        let op = |mode| ops::batch_norm::BatchNorm { mode, eps: Self::EPS, relu };
+        let op = |mode| ops::batch_norm::BatchNorm {
+            residual: residual.is_some(),
+            ..ops::batch_norm::BatchNorm::new(mode, Self::EPS, relu)
+        };
         if !ctx.is_training() {
-            return ctx.apply(op(BatchNormMode::Eval), &[x, &w, &b, &mean, &var]);
+            let inputs: Vec<&Var> = [x, &w, &b, &mean, &var].into_iter().chain(residual).collect();
+            return ctx.apply(op(BatchNormMode::Eval), &inputs);
         }
-        let (y, aux) = ctx.apply_aux(op(BatchNormMode::Train), &[x, &w, &b])?;
-        if let [batch_mean, batch_var] = &aux[..] {
+        let inputs: Vec<&Var> = [x, &w, &b].into_iter().chain(residual).collect();
+        let op = ops::batch_norm::BatchNorm { stats, ..op(BatchNormMode::Train) };
+        let (y, aux) = ctx.apply_aux(op, &inputs)?;
+        if let [batch_mean, batch_var] = &aux[..]
+            && batch_mean.gpu().is_some()
+        {
+            // Batches are counted on the host.
+            for (id, value) in [(self.running_mean, batch_mean), (self.running_var, batch_var)] {
+                ctx.move_buffer(RunningAverage { id, value: value.clone(), weight: Self::MOMENTUM });
+            }
+        } else if let [batch_mean, batch_var] = &aux[..] {
             for (id, old, new) in [(self.running_mean, mean, batch_mean), (self.running_var, var, batch_var)]
             {
                 let mixed = old

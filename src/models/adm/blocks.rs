@@ -61,17 +61,17 @@ enum BlockCondition<'t> {
 /// A ResBlock: `skip(x) + conv(silu(condition(norm(conv(resample(silu(norm(x))))))))`.
 #[derive(Debug)]
 pub(super) struct ResBlock {
-    in_norm: GroupNorm,
-    in_conv: Conv2d,
+    pub(super) in_norm: GroupNorm,
+    pub(super) in_conv: Conv2d,
     embedding: Linear,
-    out_norm: GroupNorm,
-    out_conv: Conv2d,
-    skip: Option<Conv2d>,
-    resample: Option<Resample>,
+    pub(super) out_norm: GroupNorm,
+    pub(super) out_conv: Conv2d,
+    pub(super) skip: Option<Conv2d>,
+    pub(super) resample: Option<Resample>,
     scale_shift: bool,
     dropout: f32,
     /// Position among the ResBlocks of the network, which is its place in [`FoldedTime`].
-    index: usize,
+    pub(super) index: usize,
 }
 
 impl ResBlock {
@@ -153,7 +153,8 @@ impl ResBlock {
         };
         if self.dropout > 0.0 && ctx.is_training() {
             let rng = ctx.next_rng();
-            h = ctx.apply(Dropout { rate: self.dropout, rng, channels: false }, &[&h])?;
+            h =
+                ctx.apply(Dropout { rate: self.dropout, rng, channels: false, key: ctx.last_key() }, &[&h])?;
         }
         h = self.out_conv.forward(ctx, &h)?;
         if let Some(skip) = &self.skip {
@@ -179,10 +180,10 @@ impl ResBlock {
 /// Self-attention over all pixels: `x + proj(attention(qkv(norm(x))))`.
 #[derive(Debug)]
 pub(super) struct AttentionBlock {
-    norm: GroupNorm,
-    qkv: Linear,
-    proj_out: Linear,
-    op: Attention,
+    pub(super) norm: GroupNorm,
+    pub(super) qkv: Linear,
+    pub(super) proj_out: Linear,
+    pub(super) op: Attention,
 }
 
 impl AttentionBlock {

@@ -24,6 +24,7 @@
 
 mod blocks;
 mod config;
+mod device;
 mod flags;
 mod layout;
 mod taps;
@@ -31,6 +32,7 @@ mod time;
 mod unet;
 
 pub use config::AdmConfig;
+pub use device::{DeviceTime, DeviceUnet};
 pub use layout::DecoderBlock;
 pub use taps::{Tap, TapInfo, TapPosition, Taps};
 pub use time::{FoldedTime, Time, timestep_embedding};

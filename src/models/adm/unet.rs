@@ -43,10 +43,10 @@ impl fmt::Display for Site {
 type Observer<'o> = &'o mut dyn FnMut(Site, &Var);
 
 #[derive(Debug)]
-struct Decoder {
-    layers: Vec<Layer>,
+pub(super) struct Decoder {
+    pub(super) layers: Vec<Layer>,
     /// Whether the last layer is an up-sampler.
-    up: bool,
+    pub(super) up: bool,
 }
 
 /// An ADM U-Net (guided-diffusion's `UNetModel`). Images are NHWC.
@@ -55,11 +55,11 @@ pub struct AdmUnet {
     config: AdmConfig,
     time_embed: [Linear; 2],
     label_emb: Option<Embedding>,
-    encoder: Vec<Vec<Layer>>,
-    middle: Vec<Layer>,
-    decoder: Vec<Decoder>,
-    out_norm: GroupNorm,
-    out_conv: Conv2d,
+    pub(super) encoder: Vec<Vec<Layer>>,
+    pub(super) middle: Vec<Layer>,
+    pub(super) decoder: Vec<Decoder>,
+    pub(super) out_norm: GroupNorm,
+    pub(super) out_conv: Conv2d,
     recompute: bool,
 }
 
@@ -204,7 +204,7 @@ impl AdmUnet {
     }
 
     /// The same tap under the name by which it is observed.
-    fn canonical(&self, tap: Tap) -> Tap {
+    pub(super) fn canonical(&self, tap: Tap) -> Tap {
         if self.decoder[tap.block].up { tap } else { Tap::post_up(tap.block) }
     }
 
@@ -218,7 +218,7 @@ impl AdmUnet {
         stop: Option<Tap>,
         observe: Observer<'_>,
     ) -> Result<Var> {
-        let n = self.check_input(x)?;
+        let n = check_input(&self.config, x.tensor())?;
         let condition = self.condition(ctx, n, time, labels, observe)?;
         let run =
             |ctx: &mut Ctx<'a>, layer: &'a Layer, h: Var| layer.forward(ctx, h, &condition, self.recompute);
@@ -271,24 +271,6 @@ impl AdmUnet {
         Ok(h)
     }
 
-    /// The batch size of an input that fits.
-    fn check_input(&self, x: &Var) -> Result<usize> {
-        let (n, h, w, c) = x.shape().nhwc("adm")?;
-        if c != self.config.in_channels {
-            let message =
-                format!("the image has {c} channels, the network takes {}", self.config.in_channels);
-            return Err(Error::shape("adm", message).with_tensor("x", x.tensor()));
-        }
-        let stride = self.config.max_stride();
-        if n == 0 || h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
-            let message = format!("height and width must be multiples of {stride}, and no size 0");
-            return Err(Error::shape("adm", message)
-                .with_tensor("x", x.tensor())
-                .with_remedy(format!("resize or crop the images to multiples of {stride}")));
-        }
-        Ok(n)
-    }
-
     fn condition<'t>(
         &self,
         ctx: &mut Ctx<'_>,
@@ -312,11 +294,10 @@ impl AdmUnet {
                 Err(Error::usage("labels are given, but the time was folded together with one label")
                     .with_remedy("pass no labels, or pass time steps"))
             }
-            Time::Folded(folded) if folded.config != self.config => {
-                Err(Error::usage("the time was folded for a network of another configuration")
-                    .with_remedy("fold it with `fold_time` of this network"))
+            Time::Folded(folded) => {
+                check_folded(&folded.config, &self.config)?;
+                Ok(Condition::Folded(folded))
             }
-            Time::Folded(folded) => Ok(Condition::Folded(folded)),
         }
     }
 
@@ -337,6 +318,32 @@ impl AdmUnet {
                 .with_remedy("pass no labels, or set `num_classes`")),
         }
     }
+}
+
+/// The batch size of an input that fits a network.
+pub(super) fn check_input(config: &AdmConfig, x: &Tensor) -> Result<usize> {
+    let (n, h, w, c) = x.shape().nhwc("adm")?;
+    if c != config.in_channels {
+        let message = format!("the image has {c} channels, the network takes {}", config.in_channels);
+        return Err(Error::shape("adm", message).with_tensor("x", x));
+    }
+    let stride = config.max_stride();
+    if n == 0 || h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
+        let message = format!("height and width must be multiples of {stride}, and no size 0");
+        return Err(Error::shape("adm", message)
+            .with_tensor("x", x)
+            .with_remedy(format!("resize or crop the images to multiples of {stride}")));
+    }
+    Ok(n)
+}
+
+/// Refuses constants that were folded for a network of another configuration.
+pub(super) fn check_folded(folded: &AdmConfig, config: &AdmConfig) -> Result<()> {
+    if folded == config {
+        return Ok(());
+    }
+    Err(Error::usage("the time was folded for a network of another configuration")
+        .with_remedy("fold it with `fold_time` of this network"))
 }
 
 fn encoder_block(

@@ -27,8 +27,8 @@ impl ConvModule {
     }
 
     pub(super) fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
-        let y = self.conv.forward(ctx, x)?;
-        self.bn.forward(ctx, &y, true)
+        let (y, stats) = self.conv.forward_with_stats(ctx, x)?;
+        self.bn.forward_after(ctx, &y, stats, None, true)
     }
 }
 
