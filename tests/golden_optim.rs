@@ -1,8 +1,12 @@
 //! Optimisers and schedules against reference trajectories (PyTorch, timm).
 
 mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
 
 use common::{Golden, GoldenSet, Tolerance, assert_close_f64, for_section};
+use dtk::gpu::Gpu;
+use dtk::optim::device::{DeviceOptimizer, DeviceParam};
 use dtk::optim::{OptimizerConfig, ScheduleConfig, Slot, Span};
 use dtk::tensor::Tensor;
 use serde_json::{Map, Value, json};
@@ -47,34 +51,78 @@ fn golden_optim_trajectories() {
     });
 }
 
-fn trajectory(golden: &Golden, run: &str, hyper: &Value) {
+/// The parameters of a run; `None` if a tensor of it is not in the file.
+fn params_of(golden: &Golden, run: &str) -> Option<Vec<String>> {
     let params = golden.suffixes("p0.");
     let mut needed = params.iter().flat_map(|p| [format!("grads.{p}"), format!("{run}.traj.{p}")]);
-    if params.is_empty() || !needed.all(|n| golden.expect(&n)) {
-        return;
-    }
+    (!params.is_empty() && needed.all(|n| golden.expect(&n))).then_some(params)
+}
+
+/// The gradients of every step of a run, by parameter.
+fn gradients(golden: &Golden, run: &str, params: &[String]) -> Vec<Vec<Tensor>> {
+    let steps = golden.shape(&format!("{run}.traj.{}", params[0]))[0];
+    assert!(steps > 0, "{run}: no steps");
+    let all: Vec<Tensor> = params.iter().map(|p| golden.get(&format!("grads.{p}"))).collect();
+    let shapes: Vec<_> = params.iter().map(|p| golden.shape(&format!("p0.{p}"))).collect();
+    let part = |(g, shape): (&Tensor, &dtk::base::Shape), step: usize| {
+        let g = g.f32s().unwrap()[step * shape.elems()..][..shape.elems()].to_vec();
+        Tensor::from_vec(*shape, g).unwrap()
+    };
+    (0..steps).map(|step| all.iter().zip(&shapes).map(|g| part(g, step)).collect()).collect()
+}
+
+fn trajectory(golden: &Golden, run: &str, hyper: &Value) {
+    let Some(params) = params_of(golden, run) else { return };
     let (config, lr, decays) = optimiser(run, hyper, &params);
     let mut opt = config.build().unwrap();
     let mut values: Vec<Tensor> = params.iter().map(|p| golden.get(&format!("p0.{p}"))).collect();
-    let grads: Vec<Tensor> = params.iter().map(|p| golden.get(&format!("grads.{p}"))).collect();
-    let steps = golden.shape(&format!("{run}.traj.{}", params[0]))[0];
-    assert!(steps > 0, "{run}: no steps");
-    for step in 0..steps {
-        let part = |(v, g): (&Tensor, &Tensor)| {
-            let g = g.f32s().unwrap()[step * v.elems()..][..v.elems()].to_vec();
-            Tensor::from_vec(v.shape(), g).unwrap()
-        };
-        let now: Vec<Tensor> = values.iter().zip(&grads).map(part).collect();
+    for (step, grads) in gradients(golden, run, &params).iter().enumerate() {
         let mut slots: Vec<Slot<'_>> = params
             .iter()
             .zip(&mut values)
-            .zip(&now)
+            .zip(grads)
             .zip(&decays)
             .map(|(((name, value), grad), &decay)| Slot { name, value, grad, decay, lr_scale: 1.0 })
             .collect();
         opt.step(lr, &mut slots).unwrap_or_else(|e| panic!("{run}: {e}"));
         for (p, v) in params.iter().zip(&values) {
             golden.check_part(&format!("{run}.traj.{p}"), step, v.f32s().unwrap(), TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn golden_optim_trajectories_on_a_device() {
+    let Some(device) = gpu::device() else { return };
+    for_section("optimisers", |golden| {
+        for (run, hyper) in golden.entry["optimisers"].as_object().unwrap() {
+            trajectory_on(&device, golden, run, hyper);
+        }
+    });
+    gpu::clean_after_launches(&device);
+}
+
+fn trajectory_on(gpu: &Gpu, golden: &Golden, run: &str, hyper: &Value) {
+    let Some(names) = params_of(golden, run) else { return };
+    let (config, lr, decays) = optimiser(run, hyper, &names);
+    let param = |(name, &decay): (&String, &bool)| DeviceParam {
+        name: name.clone(),
+        value: golden.get(&format!("p0.{name}")).to_gpu(gpu).unwrap(),
+        shadow: None,
+        decay,
+        lr_scale: 1.0,
+    };
+    let params: Vec<DeviceParam> = names.iter().zip(&decays).map(param).collect();
+    let mut opt = DeviceOptimizer::new(&config, gpu, params.clone(), None, None).unwrap();
+    for (step, grads) in gradients(golden, run, &names).iter().enumerate() {
+        let grads: Vec<Tensor> = grads.iter().map(|g| g.to_gpu(gpu).unwrap()).collect();
+        let grads: Vec<Option<&Tensor>> = grads.iter().map(Some).collect();
+        let scalars = opt.scalars(lr).unwrap();
+        opt.upload_scalars(&scalars).unwrap();
+        opt.enqueue(gpu, &grads, None).unwrap_or_else(|e| panic!("{run}: {e}"));
+        for p in &params {
+            let value = p.value.to_cpu().unwrap();
+            golden.check_part(&format!("{run}.traj.{}", p.name), step, value.f32s().unwrap(), TOLERANCE);
         }
     }
 }

@@ -15,17 +15,23 @@ pub fn grad_norm(grads: &[&Tensor]) -> Result<f64> {
     Ok(squares.iter().sum::<f64>().sqrt())
 }
 
+/// Checks a norm to clip to.
+pub(super) fn check_max_norm(max_norm: f64) -> Result<()> {
+    if max_norm > 0.0 {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{max_norm} is no gradient norm to clip to"))
+        .with_op("clip_grad_norm")
+        .with_remedy("choose a positive number, or turn clipping off"))
+}
+
 /// Scales all gradients by one factor so that their common L2 norm is at most `max_norm`, and returns the norm before.
 /// The factor is `max_norm / (norm + 1e-6)`, as in `torch.nn.utils.clip_grad_norm_`.
 ///
 /// # Errors
 /// `max_norm` is not positive, a gradient is not f32 on the CPU, or the norm is not finite (nothing is changed then).
 pub fn clip_grad_norm(grads: &mut [&mut Tensor], max_norm: f64) -> Result<f64> {
-    if max_norm.is_nan() || max_norm <= 0.0 {
-        return Err(Error::usage(format!("{max_norm} is no gradient norm to clip to"))
-            .with_op("clip_grad_norm")
-            .with_remedy("choose a positive number, or turn clipping off"));
-    }
+    check_max_norm(max_norm)?;
     let norm = grad_norm(&grads.iter().map(|g| &**g).collect::<Vec<_>>())?;
     if !norm.is_finite() {
         return Err(Error::numeric(

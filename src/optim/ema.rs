@@ -25,6 +25,14 @@ impl Default for EmaConfig {
     }
 }
 
+impl EmaConfig {
+    /// The decay of the update behind `updates` others.
+    pub fn decay_at(&self, updates: u64) -> f64 {
+        let n = updates as f64;
+        if self.warmup { self.decay.min((1.0 + n) / (10.0 + n)) } else { self.decay }
+    }
+}
+
 /// The average of named tensors: `average += (1 - decay) (value - average)`.
 ///
 /// Tensors that are not f32 (integer counters) are copied, not averaged.
@@ -50,8 +58,7 @@ impl Ema {
 
     /// The decay that the next update uses.
     pub fn next_decay(&self) -> f64 {
-        let n = self.updates as f64;
-        if self.config.warmup { self.config.decay.min((1.0 + n) / (10.0 + n)) } else { self.config.decay }
+        self.config.decay_at(self.updates)
     }
 
     /// Moves the average towards `values`, which must name every averaged tensor.

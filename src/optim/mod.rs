@@ -1,10 +1,12 @@
 //! Optimisers, learning-rate schedules, gradient clipping and weight averaging.
 //!
 //! Everything here works on named tensors handed in by the caller and knows no layers. Arithmetic is f32 on the CPU;
-//! norms are f64 sums over fixed chunks added in order, so results do not depend on the number of threads.
+//! norms are f64 sums over fixed chunks added in order, so results do not depend on the number of threads. [`device`] does the
+//! same on a CUDA device.
 
 mod adamw;
 mod clip;
+pub mod device;
 mod ema;
 mod groups;
 mod kernel;

@@ -84,11 +84,7 @@ impl<const B: usize> State<B> {
 
     /// Everything that can be wrong, before anything is changed. Returns every gradient's sum of squares.
     fn check(&self, op: &str, lr: f64, slots: &[Slot<'_>]) -> Result<Vec<f64>> {
-        if !(0.0..f64::INFINITY).contains(&lr) {
-            return Err(Error::usage(format!("{lr} is no learning rate"))
-                .with_op(op)
-                .with_remedy("check `lr` and the schedule of the recipe"));
-        }
+        check_lr(op, lr)?;
         let mut names = BTreeSet::new();
         for s in slots {
             let known = self.entries.get(s.name).map_or(s.value.shape(), |e| e.shape);
@@ -151,6 +147,16 @@ impl<const B: usize> State<B> {
         (self.step, self.entries) = (step, entries);
         Ok(())
     }
+}
+
+/// Checks a learning rate.
+pub(super) fn check_lr(op: &str, lr: f64) -> Result<()> {
+    if (0.0..f64::INFINITY).contains(&lr) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{lr} is no learning rate"))
+        .with_op(op)
+        .with_remedy("check `lr` and the schedule of the recipe"))
 }
 
 /// The error of a state that does not fit, naming its key.
