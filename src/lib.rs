@@ -59,6 +59,8 @@
 //! * `cli` (default): the command line and what only it needs. Programs that embed the library turn it off with
 //!   `default-features = false`.
 //!
+//! The C interface is a crate of its own, `dtk-capi`, with the header `include/dtk.h`; `docs/embedding.md` tells more.
+//!
 //! # Promises
 //!
 //! * Results do not depend on the number of threads; the same seed and recipe on the same machine give the same bytes.

@@ -1,9 +1,12 @@
 //! The program as users run it: exit codes, messages, files, Ctrl-C and sudden death.
 
+#[path = "common/gpu.rs"]
+mod gpu;
 #[path = "common/tiny.rs"]
 mod tiny;
 
 use dtk::base::DType;
+use dtk::gpu::nvrtc::Nvrtc;
 use dtk::tensor::{SafetensorsFile, Tensor, write_safetensors};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -29,7 +32,22 @@ impl Place {
     fn command(&self, args: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_dtk"));
         c.args(args).current_dir(self.0.path()).stdin(Stdio::null());
+        c.env("DTK_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/kernel_cache"));
         c
+    }
+
+    /// A command on the tests' device; `None` without one.
+    fn on_device(&self, args: &[&str]) -> Option<Output> {
+        let ordinal = gpu::device()?.info().ordinal;
+        let mut c = self.command(&[args, &["--device", &format!("cuda:{ordinal}")]].concat());
+        if std::env::var("DTK_TEST_DEVICE").is_ok_and(|v| !v.is_empty()) {
+            return Some(c.output().unwrap());
+        }
+        // The compiler as the tests find it, and compiled kernels kept where they keep theirs.
+        let compiler = Nvrtc::find().ok()?.path().parent()?;
+        let c = c.env("DTK_CUDA_DRIVER", gpu::simulator()?).env("DTK_NVRTC_DIR", compiler);
+        c.env("DTK_CACHE_DIR", gpu::CACHE);
+        Some(c.output().unwrap())
     }
 
     fn dtk(&self, args: &[&str]) -> Output {
@@ -252,6 +270,57 @@ fn features_are_written() {
     let (list, _) = shapes("s.safetensors");
     let want = [("level1", 8, 16), ("level2", 8, 8), ("level3", 16, 4), ("level4", 16, 2)];
     assert_eq!(list, want.map(|(n, c, s)| (n.to_string(), DType::Bf16, vec![3, c, s, s])));
+}
+
+/// The values of every tensor of a file.
+fn values(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let f = SafetensorsFile::open(path).unwrap();
+    let names: Vec<String> = f.names().map(String::from).collect();
+    let wide = |n: &String| f.get(n).unwrap().to_dtype(DType::F32).unwrap().into_vec().unwrap();
+    names.iter().map(|n| (n.clone(), wide(n))).collect()
+}
+
+#[test]
+fn features_of_a_device() {
+    let p = Place::new();
+    for network in [&[][..], &["--student"]] {
+        let base = [&["features", "--recipe", "tiny.toml", "--limit", "2", "--batch", "2", "--out"], network]
+            .concat();
+        let args = |out: &'static str, more: &[&'static str]| [&base[..8], &[out], &base[8..], more].concat();
+        let Some(f32s) = p.on_device(&args("f32.safetensors", &["--precision", "f32"])) else { return };
+        ok(&f32s);
+        ok(&p.on_device(&args("bf16.safetensors", &[])).unwrap());
+        ok(&p.dtk(&args("cpu.safetensors", &[])));
+        let want = values(&p.path("cpu.safetensors"));
+        for (file, tolerance) in [("f32.safetensors", 1e-4), ("bf16.safetensors", 5e-2)] {
+            let got = values(&p.path(file));
+            assert!(got.keys().eq(want.keys()), "{file}");
+            for (name, want) in &want {
+                let norm =
+                    |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                let error = norm(&mut got[name].iter().zip(want).map(|(g, w)| g - w));
+                let size = norm(&mut want.iter().copied());
+                assert!(error <= tolerance * size && size > 0.0, "{file}: {name}: {error} of {size}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_teacher_is_checked() {
+    let p = Place::new();
+    tiny::write_teacher(&p.path("teacher.safetensors"));
+    let args = ["check", "--recipe", "tiny.toml", "--images", "2", "--teacher"];
+    let text = ok(&p.dtk(&args));
+    assert!(text.contains("output_blocks.1.pre_up") && text.contains("bf16 on the cpu"), "{text}");
+    if let Some(o) = p.on_device(&[&args[..], &["teacher.safetensors"]].concat()) {
+        let text = ok(&o);
+        assert!(text.contains("bf16 on the device") && text.contains("features are right"), "{text}");
+    }
+    fails(&p.dtk(&["check", "--images", "2"]), 2, &["--teacher"]);
+    fails(&p.dtk(&["check", "relu", "--teacher=random"]), 2, &["--teacher"]);
+    fails(&p.dtk(&["check", "--recipe", "tiny.toml", "--images", "0", "--teacher"]), 2, &["--images"]);
+    fails(&p.dtk(&["features", "--recipe", "tiny.toml", "--precision", "f16"]), 2, &["--precision", "bf16"]);
 }
 
 #[test]

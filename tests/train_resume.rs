@@ -41,7 +41,8 @@ fn watched(
     stop_after: Option<u64>,
 ) -> (Result<Summary, Error>, Watch) {
     let mut watch = Watch { stop_after, ..Watch::default() };
-    let options = Options { out: out.to_path_buf(), resume, stop: Arc::clone(&watch.stop) };
+    let options =
+        Options { out: out.to_path_buf(), resume, stop: Arc::clone(&watch.stop), ..Options::default() };
     let result = Trainer::new(recipe, options).and_then(|mut t| t.run(&mut watch));
     (result, watch)
 }

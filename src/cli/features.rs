@@ -30,6 +30,9 @@ pub struct Features {
     /// Element type in the file: f32, f16 or bf16.
     #[arg(long, default_value = "f32", value_name = "DTYPE")]
     dtype: String,
+    /// Type of the operands of products on a device: bf16 or f32.
+    #[arg(long, default_value = "bf16", value_name = "TYPE")]
+    precision: String,
     /// Print the plan (parameters, FLOPs, memory, time), and do nothing.
     #[arg(long)]
     dry_run: bool,
@@ -38,17 +41,16 @@ pub struct Features {
 impl Features {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
-        let recipe = self.recipe.resolve()?;
-        let dtype = match self.dtype.as_str() {
-            "f32" => DType::F32,
-            "f16" => DType::F16,
-            "bf16" => DType::Bf16,
-            other => {
-                return Err(Error::usage(format!("unknown element type `{other}`"))
-                    .with_key("--dtype")
-                    .with_remedy("choose f32, f16 or bf16"));
-            }
-        };
+        let dtype = among(&self.dtype, "--dtype", &[DType::F32, DType::F16, DType::Bf16])?;
+        let precision = among(&self.precision, "--precision", &[DType::Bf16, DType::F32])?;
+        let recipe = self.recipe.recipe()?;
+        if self.dry_run && self.recipe.device.cuda()?.is_some() {
+            return Err(Error::usage("the plan of feature extraction is that of the CPU")
+                .with_key("--device")
+                .with_remedy(
+                    "leave --device out; `dtk train --dry-run --device cuda` plans a step on a device",
+                ));
+        }
         if self.dry_run && self.student {
             return plan::print_training(&recipe);
         }
@@ -61,6 +63,7 @@ impl Features {
             limit: self.limit,
             batch: self.batch,
             dtype,
+            device: self.recipe.device.gpu()?.map(|gpu| (gpu, precision)),
         };
         let report = extract_features(&recipe, &job, &mut |done, total| println!("{done}/{total} images"))?;
         for (name, reason) in &report.skipped {
@@ -77,6 +80,16 @@ impl Features {
         );
         Ok(())
     }
+}
+
+/// The element type of a name, out of those that an option takes.
+fn among(name: &str, option: &str, types: &[DType]) -> Result<DType> {
+    types.iter().copied().find(|t| t.to_string() == name).ok_or_else(|| {
+        let names: Vec<String> = types.iter().map(DType::to_string).collect();
+        Error::usage(format!("unknown element type `{name}`"))
+            .with_key(option)
+            .with_remedy(format!("choose one of {}", names.join(", ")))
+    })
 }
 
 /// Speed of a 3x3 convolution typical of a teacher, median of five.

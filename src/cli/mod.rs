@@ -19,6 +19,7 @@ macro_rules! eprintln {
 
 mod bench;
 mod check;
+mod device_plan;
 mod features;
 mod info;
 mod models;
@@ -28,8 +29,8 @@ mod train;
 mod warm;
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
-use crate::ops::kernel_variants;
+use crate::gpu::nvrtc::Nvrtc;
+use crate::gpu::{DeviceInfo, Gpu};
 use crate::recipe::{self, Recipe};
 use clap::{Args, Parser, Subcommand};
 use std::process::ExitCode;
@@ -104,6 +105,31 @@ impl DeviceArgs {
         }
     }
 
+    /// The device to compute on, open; `None` for the CPU. `auto` takes the first card that works.
+    fn gpu(&self) -> Result<Option<Gpu>> {
+        match self.cuda()? {
+            Some(ordinal) => Self::open(ordinal).map(Some),
+            None if self.device == "auto" => Ok(Self::first_card()),
+            None => Ok(None),
+        }
+    }
+
+    /// A card that can be opened, and NVRTC to compile for it. The simulator is no card.
+    fn first_card() -> Option<Gpu> {
+        Nvrtc::find().ok()?;
+        Gpu::open(0).ok().filter(|gpu| !gpu.info().simulated)
+    }
+
+    /// The device to plan for, and whether it is there: an H100 stands in for one that was asked for and is not there. `None`
+    /// for the CPU.
+    fn planned(&self) -> Result<Option<(DeviceInfo, bool)>> {
+        match self.gpu() {
+            Ok(gpu) => Ok(gpu.map(|gpu| (gpu.info().clone(), true))),
+            Err(_) if self.cuda()?.is_some() => Ok(Some((DeviceInfo::h100(), false))),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Opens a device that was asked for.
     fn open(ordinal: usize) -> Result<Gpu> {
         Gpu::open(ordinal).map_err(|e| match e.remedy() {
@@ -111,28 +137,11 @@ impl DeviceArgs {
             None => e.with_remedy("use --device cpu, or leave --device out"),
         })
     }
-
-    /// Checks the choice for a command that computes on the CPU only. A device that was asked for is opened all the same, so
-    /// that what is wrong with it is said first.
-    fn check(&self) -> Result<()> {
-        let Some(ordinal) = self.cuda()? else { return Ok(()) };
-        let gpu = Self::open(ordinal)?;
-        let variants = kernel_variants();
-        let mut ops: Vec<&str> = variants.iter().map(|v| v.source.trim_end_matches(".cu")).collect();
-        ops.dedup();
-        let have = if ops.is_empty() {
-            "no operation has a CUDA kernel".to_string()
-        } else {
-            format!("only these operations have CUDA kernels: {}", ops.join(", "))
-        };
-        Err(Error::device(format!("this command does not run on {gpu:?} yet: {have}"))
-            .with_remedy("use --device cpu, or leave --device out"))
-    }
 }
 
 impl RecipeArgs {
-    fn resolve(&self) -> Result<Recipe> {
-        self.device.check()?;
+    /// The recipe.
+    fn recipe(&self) -> Result<Recipe> {
         let mut set = self.set.clone();
         // A TOML literal, so that any path stays a string.
         let literal = |key: &str, v: &str| format!("{key}={}", toml::Value::String(v.to_string()));

@@ -1,7 +1,7 @@
 //! `dtk train`.
 
 use super::progress::Progress;
-use super::{RecipeArgs, plan};
+use super::{RecipeArgs, device_plan, plan};
 use crate::error::{Error, Result};
 use crate::train::{Options, Resume, Trainer};
 use clap::Args;
@@ -23,7 +23,8 @@ pub struct Train {
     /// Start again in a folder that holds a run; that run is removed.
     #[arg(long)]
     overwrite: bool,
-    /// Print the resolved recipe and the plan (parameters, FLOPs, memory), and do nothing.
+    /// Print the resolved recipe and the plan, and do nothing: parameters, FLOPs and memory; with --device cuda every operation
+    /// of the captured step, of an H100 where there is no card.
     #[arg(long)]
     dry_run: bool,
 }
@@ -31,10 +32,14 @@ pub struct Train {
 impl Train {
     /// Runs the command.
     pub fn run(&self) -> Result<()> {
-        let recipe = self.recipe.resolve()?;
+        let recipe = self.recipe.recipe()?;
         if self.dry_run {
-            return plan::print_training(&recipe);
+            return match self.recipe.device.planned()? {
+                None => plan::print_training(&recipe),
+                Some((device, there)) => device_plan::print(&recipe, &device, there),
+            };
         }
+        let device = self.recipe.device.gpu()?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         ctrlc::set_handler(move || {
@@ -53,7 +58,9 @@ impl Train {
             (Some(r), _) => Resume::From(r.into()),
         };
         let mut progress = Progress::new(recipe.run.log_every);
-        let mut trainer = Trainer::new(recipe, Options { out: out.clone(), resume, stop })?;
+        let mut trainer =
+            Trainer::new(recipe, Options { out: out.clone(), resume, stop, device: device.clone() })?;
+        println!("device {}", device.map_or("cpu".to_string(), |gpu| format!("{gpu:?}")));
         println!("run folder {}", out.display());
         let summary = trainer.run(&mut progress)?;
         println!(

@@ -13,6 +13,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How pixels are delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pixels {
+    /// f32 in -1..=1, as networks on the CPU take them.
+    #[default]
+    Signed,
+    /// u8 in 0..=255, a quarter of the bytes: a device makes numbers of them by itself.
+    Bytes,
+}
+
 /// What a [`Loader`] delivers, and how.
 ///
 /// Only `workers` and `prefetch` have no influence on the batches.
@@ -24,6 +34,8 @@ pub struct LoaderConfig {
     pub height: u32,
     /// Width of the images, pixels.
     pub width: u32,
+    /// How pixels are delivered; their values do not depend on it.
+    pub pixels: Pixels,
     /// Mirror every image left to right with probability 1/2.
     pub flip: bool,
     /// How the wanted size is reached.
@@ -50,6 +62,7 @@ impl Default for LoaderConfig {
             batch: 32,
             height: 256,
             width: 256,
+            pixels: Pixels::Signed,
             flip: true,
             crop: Crop::Center,
             background: [255; 3],
@@ -87,7 +100,7 @@ impl LoaderConfig {
 /// One step's images.
 #[derive(Debug)]
 pub struct Batch {
-    /// f32 `[batch, height, width, 3]`, values in -1..=1.
+    /// `[batch, height, width, 3]`: f32 in -1..=1, or u8, as [`LoaderConfig::pixels`] says.
     pub images: Tensor,
     /// Which image of the source each one is.
     pub indices: Vec<usize>,

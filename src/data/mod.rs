@@ -13,6 +13,6 @@ pub use builtin::{BUILTIN_CLASSES, BuiltinScenes};
 pub use folder::{EXTENSIONS, ImageFolder};
 pub use idx::{IdxArray, IdxImages};
 pub use image::RgbImage;
-pub use loader::{Batch, Loader, LoaderConfig, Skipped};
+pub use loader::{Batch, Loader, LoaderConfig, Pixels, Skipped};
 pub use source::ImageSource;
 pub use transform::Crop;

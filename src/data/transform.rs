@@ -242,23 +242,35 @@ fn resize(image: &RgbImage, height: u32, width: u32) -> Result<RgbImage> {
 /// # Errors
 /// `out` has another length.
 pub fn write_signed(image: &RgbImage, flip: bool, out: &mut [f32]) -> Result<()> {
+    let table: [f32; 256] = std::array::from_fn(|v| v as f32 / 127.5 - 1.0);
+    write_pixels(image, flip, out, |v| table[v as usize])
+}
+
+/// Writes `image` to `out` (`[H, W, 3]`) as it is, mirrored left to right if `flip`.
+///
+/// # Errors
+/// `out` has another length.
+pub fn write_bytes(image: &RgbImage, flip: bool, out: &mut [u8]) -> Result<()> {
+    write_pixels(image, flip, out, |v| v)
+}
+
+fn write_pixels<P: Copy>(image: &RgbImage, flip: bool, out: &mut [P], of: impl Fn(u8) -> P) -> Result<()> {
     let px = image.as_raw();
     if out.len() != px.len() {
         return Err(Error::shape(
-            "write_signed",
+            "write_pixels",
             format!("{} values for a buffer of {}", px.len(), out.len()),
         ));
     }
-    let table: [f32; 256] = std::array::from_fn(|v| v as f32 / 127.5 - 1.0);
     let row = 3 * image.width() as usize;
     for (src, dst) in px.chunks_exact(row).zip(out.chunks_exact_mut(row)) {
         if flip {
             for (s, d) in src.chunks_exact(3).rev().zip(dst.chunks_exact_mut(3)) {
-                d.copy_from_slice(&[table[s[0] as usize], table[s[1] as usize], table[s[2] as usize]]);
+                d.copy_from_slice(&[of(s[0]), of(s[1]), of(s[2])]);
             }
         } else {
             for (s, d) in src.iter().zip(dst) {
-                *d = table[*s as usize];
+                *d = of(*s);
             }
         }
     }

@@ -4,6 +4,7 @@ mod load;
 
 pub use load::{BUILTIN, resolve};
 
+use crate::base::DType;
 use crate::data::Crop;
 use crate::diffusion::DiffusionConfig;
 use crate::distill::{LossConfig, StudentConfig, TeacherConfig};
@@ -119,6 +120,35 @@ pub struct TrainConfig {
     /// Keep an exponential moving average of the student.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<EmaConfig>,
+    /// Element type of activations and operands on a CUDA device; a CPU computes in f32. Weights, statistics and losses are
+    /// f32 in either case.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub precision: Precision,
+}
+
+/// Element type of activations and operands on a CUDA device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16: products run on tensor cores.
+    #[default]
+    Bf16,
+    /// f32 throughout.
+    F32,
+}
+
+impl Precision {
+    fn is_default(&self) -> bool {
+        *self == Precision::default()
+    }
+
+    /// The element type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::Bf16 => DType::Bf16,
+            Precision::F32 => DType::F32,
+        }
+    }
 }
 
 fn one() -> usize {

@@ -1,23 +1,25 @@
 //! The main loop: images, teacher, student, optimiser.
 
+use super::device::{DeviceEngine, DevicePlan};
+use super::engine::{Engine, HostEngine, Job, Outcome};
 use super::log::{EventWriter, JsonLines, metrics, scalars};
 use super::run_dir::{Checkpoint, RunDir};
 use super::source::open_images;
 use super::weights::{fill_backbone, fill_teacher, load_params, save_params};
 use crate::checkpoint::{KeyReport, StateDict, Tolerance};
-use crate::data::{ImageSource, Loader, LoaderConfig, Skipped};
-use crate::distill::{Distiller, LevelMetrics, Plan, StepOutput, Student, Teacher};
+use crate::data::{ImageSource, Loader, LoaderConfig, Pixels, Skipped};
+use crate::distill::{Distiller, LevelMetrics, Plan, Student, Teacher};
 use crate::error::{Error, Result};
-use crate::nn::ParamId;
-use crate::optim::{Ema, Optimizer, Schedule, Slot, StepStats, clip_grad_norm, weight_decays};
+use crate::gpu::{DeviceInfo, Gpu};
+use crate::optim::Schedule;
 use crate::recipe::Recipe;
 use crate::tensor::{SafetensorsFile, Tensor, write_atomically, write_safetensors};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Where a run starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,7 +36,7 @@ pub enum Resume {
 }
 
 /// How a run is carried out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The run folder.
     pub out: PathBuf,
@@ -42,6 +44,8 @@ pub struct Options {
     pub resume: Resume,
     /// Set from outside (Ctrl-C) to save and stop after the current step.
     pub stop: Arc<AtomicBool>,
+    /// The CUDA device to compute on; the CPU if absent.
+    pub device: Option<Gpu>,
 }
 
 /// What is known before the first step.
@@ -141,13 +145,24 @@ pub fn plan(recipe: &Recipe) -> Result<(Plan, usize)> {
     Ok((plan, slots))
 }
 
+/// Plans a recipe's step on a CUDA device, without the device and without loading anything.
+///
+/// # Errors
+/// A recipe whose parts do not fit.
+pub fn plan_device(recipe: &Recipe, device: &DeviceInfo) -> Result<DevicePlan> {
+    let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, recipe.seed, |_| Ok(()))?;
+    let hw = [recipe.data.height as usize, recipe.data.width as usize];
+    let student = Student::new(&recipe.student, teacher.taps(), hw, |_| Ok(()))?;
+    DevicePlan::new(recipe, &Distiller::new(teacher, student, recipe.loss.clone(), recipe.seed)?, device)
+}
+
 /// A distillation run.
 pub struct Trainer {
     recipe: Recipe,
     source: Arc<dyn ImageSource>,
     distiller: Distiller,
-    optimizer: Box<dyn Optimizer>,
-    ema: Option<Ema>,
+    engine: Box<dyn Engine>,
+    on_device: bool,
     schedule: Schedule,
     total_steps: u64,
     step: u64,
@@ -205,15 +220,17 @@ impl Trainer {
             teacher_parameters: teacher.params().parameter_count(),
             student_parameters: student.params().parameter_count(),
         };
-        let ema = recipe.train.ema.clone();
-        let values = student.params().iter().map(|(_, p)| (p.name(), p.value()));
-        let ema = ema.map(|config| Ema::new(config, values)).transpose()?;
+        let distiller = Distiller::new(teacher, student, recipe.loss.clone(), seed)?;
+        let engine: Box<dyn Engine> = match &options.device {
+            None => Box::new(HostEngine::new(&recipe, distiller.student())?),
+            Some(gpu) => Box::new(DeviceEngine::new(&recipe, &distiller, gpu)?),
+        };
         let mut trainer = Trainer {
-            optimizer: recipe.optimizer.build()?,
-            distiller: Distiller::new(teacher, student, recipe.loss.clone(), seed)?,
+            engine,
+            on_device: options.device.is_some(),
+            distiller,
             recipe,
             source,
-            ema,
             schedule,
             total_steps,
             step: 0,
@@ -236,6 +253,7 @@ impl Trainer {
             "os": std::env::consts::OS,
             "arch": std::env::consts::ARCH,
             "threads": crate::cpu::threads(),
+            "device": options.device.as_ref().map_or("cpu".to_string(), |gpu| format!("{gpu:?}")),
             "images": trainer.source.fingerprint(),
             "recipe": trainer.recipe.fingerprint(),
         });
@@ -267,6 +285,7 @@ impl Trainer {
             batch: self.recipe.train.batch / accumulate,
             height: data.height,
             width: data.width,
+            pixels: if self.on_device { Pixels::Bytes } else { Pixels::Signed },
             flip: data.flip,
             crop: data.crop,
             background: data.background,
@@ -283,24 +302,37 @@ impl Trainer {
             false => None,
         };
         let (mut last, mut known_bad, mut saved) = (None, 0, None);
+        let mut epochs = VecDeque::new();
         while self.step < self.total_steps {
-            let report = self.step_once(&mut loader)?;
+            let job = Job {
+                step: self.step,
+                lr: self.schedule.lr_at(self.step),
+                batch: &mut || loader.next_batch(),
+            };
+            self.engine.step(&mut self.distiller, job)?;
+            self.step += 1;
+            epochs.push_back(loader.epoch());
             for bad in &loader.skipped()[known_bad..] {
                 observer.on_skip(bad);
             }
             known_bad = loader.skipped().len();
+            let stop = self.stop.load(Ordering::Relaxed);
             let run = &self.recipe.run;
             let end = self.step == self.total_steps;
-            if self.step.is_multiple_of(run.log_every) || end || report.step == 1 {
-                lines.write(&metrics(&report))?;
-                if let Some(events) = &mut events {
-                    events.scalars(wall_time(), report.step, &scalars(&report))?;
+            let save = self.step.is_multiple_of(run.save_every) || end || stop;
+            for out in self.engine.finished(&self.distiller, save)? {
+                let report = self.report(out, epochs.pop_front().unwrap_or_default());
+                let last_step = report.step == self.total_steps;
+                if report.step.is_multiple_of(run.log_every) || last_step || report.step == 1 {
+                    lines.write(&metrics(&report))?;
+                    if let Some(events) = &mut events {
+                        events.scalars(wall_time(), report.step, &scalars(&report))?;
+                    }
                 }
+                observer.on_step(&report);
+                last = Some(report);
             }
-            observer.on_step(&report);
-            last = Some(report);
-            let stop = self.stop.load(Ordering::Relaxed);
-            if self.step.is_multiple_of(run.save_every) || end || stop {
+            if save {
                 let path = self.save()?;
                 observer.on_checkpoint(&path);
                 saved = Some(self.step);
@@ -320,11 +352,11 @@ impl Trainer {
         let backbone = self.dir.file("backbone.safetensors");
         let metadata = self.metadata();
         save_params(self.distiller.student().params(), "backbone.", &backbone, &metadata)?;
-        if let Some(ema) = &self.ema {
+        if let Some(average) = self.engine.average_state()? {
             let store = self.distiller.student().params();
             let mut averaged = store.clone();
             for (id, p) in store.iter() {
-                if let Some(t) = ema.average().get(p.name()) {
+                if let Some(t) = average.get(&format!("average.{}", p.name())) {
                     averaged.set(id, t.clone())?;
                 }
             }
@@ -333,53 +365,24 @@ impl Trainer {
         Ok(Summary { step: self.step, last, backbone, skipped: loader.skipped().to_vec() })
     }
 
-    /// One update of the parameters.
-    fn step_once(&mut self, loader: &mut Loader) -> Result<StepReport> {
-        let start = Instant::now();
-        let parts = self.recipe.train.accumulate;
-        let micro = self.recipe.train.batch / parts;
-        let mut sum: Option<Sum> = None;
-        for part in 0..parts {
-            let batch = loader.next_batch()?;
-            let positions: Vec<u64> = (part * micro..(part + 1) * micro).map(|p| p as u64).collect();
-            let out = self.distiller.step(&batch.images, self.step, &positions)?;
-            let store = self.distiller.student_mut().params_mut();
-            for (id, value) in &out.buffers {
-                store.set(*id, value.clone())?;
-            }
-            match &mut sum {
-                None => sum = Some(Sum { out, data_wait: batch.wait }),
-                Some(sum) => sum.add(out, batch.wait)?,
-            }
-        }
-        let Some(mut sum) = sum else { return Err(Error::usage("a step has at least one part")) };
-        sum.divide(parts)?;
-        let Sum { mut out, data_wait } = sum;
-        let lr = self.schedule.lr_at(self.step);
-        let clipped = self.recipe.train.clip_grad;
-        let mut grads: Vec<&mut Tensor> = out.grads.iter_mut().map(|(_, g)| g).collect();
-        let norm = clipped.map(|max| clip_grad_norm(&mut grads, max)).transpose()?;
-        let stats = apply_gradients(&mut *self.optimizer, self.distiller.student_mut(), &out.grads, lr)?;
-        self.step += 1;
-        if let Some(ema) = &mut self.ema {
-            ema.update(self.distiller.student().params().iter().map(|(_, p)| (p.name(), p.value())))?;
-        }
-        Ok(StepReport {
-            step: self.step,
+    /// What became of a step, for whoever watches.
+    fn report(&self, out: Outcome, epoch: f64) -> StepReport {
+        StepReport {
+            step: out.step + 1,
             total_steps: self.total_steps,
-            epoch: loader.epoch(),
+            epoch,
             loss: out.loss,
             mse: out.mse,
             at: out.at,
             levels: out.levels,
-            lr,
-            grad_norm: norm.unwrap_or(stats.grad_norm),
-            time: start.elapsed(),
-            data_wait,
+            lr: out.lr,
+            grad_norm: out.grad_norm,
+            time: out.time,
+            data_wait: out.data_wait,
             teacher_time: out.teacher_time,
             student_time: out.student_time,
             images: self.recipe.train.batch,
-        })
+        }
     }
 
     fn metadata(&self) -> BTreeMap<String, String> {
@@ -397,7 +400,8 @@ impl Trainer {
         .into()
     }
 
-    fn save(&self) -> Result<PathBuf> {
+    fn save(&mut self) -> Result<PathBuf> {
+        self.engine.synchronize(&mut self.distiller)?;
         let state = Checkpoint {
             step: self.step,
             recipe: self.recipe.fingerprint(),
@@ -412,9 +416,9 @@ impl Trainer {
                 &dir.join("student.safetensors"),
                 &self.metadata(),
             )?;
-            write_safetensors(dir.join("optimizer.safetensors"), &self.optimizer.state(), &none)?;
-            if let Some(ema) = &self.ema {
-                write_safetensors(dir.join("ema.safetensors"), &ema.state(), &none)?;
+            write_safetensors(dir.join("optimizer.safetensors"), &self.engine.optimizer_state()?, &none)?;
+            if let Some(average) = self.engine.average_state()? {
+                write_safetensors(dir.join("ema.safetensors"), &average, &none)?;
             }
             Ok(())
         })
@@ -447,79 +451,13 @@ impl Trainer {
             let f = SafetensorsFile::open(path.join(name))?;
             f.names().map(|n| Ok((n.to_string(), f.get(n)?))).collect()
         };
-        let store = self.distiller.student().params();
-        let shapes: Vec<_> =
-            store.iter().filter(|(_, p)| p.trainable()).map(|(_, p)| (p.name(), p.value().shape())).collect();
-        self.optimizer.load_state(&shapes, &read("optimizer.safetensors")?)?;
-        if let Some(ema) = &mut self.ema {
-            ema.load_state(&read("ema.safetensors")?)?;
-        }
+        let optimizer = read("optimizer.safetensors")?;
+        let average = match &self.recipe.train.ema {
+            Some(_) => Some(read("ema.safetensors")?),
+            None => None,
+        };
+        self.engine.load(&self.distiller, &optimizer, average.as_ref())?;
         self.step = state.step;
-        Ok(())
-    }
-}
-
-/// Updates a student with the gradients of a [`StepOutput`], which are in the order of its parameters. Weight decay
-/// follows [`weight_decays`].
-///
-/// # Errors
-/// As [`Optimizer::step`].
-pub fn apply_gradients(
-    optimizer: &mut dyn Optimizer,
-    student: &mut Student,
-    grads: &[(ParamId, Tensor)],
-    lr: f64,
-) -> Result<StepStats> {
-    // Gradients come in the store's order, so one pass over both pairs them.
-    let mut grads = grads.iter().peekable();
-    let mut slots = Vec::with_capacity(grads.len());
-    for (i, (name, _, rank, value)) in student.params_mut().values_mut().enumerate() {
-        if let Some((_, grad)) = grads.next_if(|(id, _)| id.index() == i) {
-            slots.push(Slot { name, value, grad, decay: weight_decays(name, rank), lr_scale: 1.0 });
-        }
-    }
-    optimizer.step(lr, &mut slots)
-}
-
-/// The sum over the parts of a batch.
-struct Sum {
-    out: StepOutput,
-    data_wait: Duration,
-}
-
-impl Sum {
-    fn add(&mut self, part: StepOutput, wait: Duration) -> Result<()> {
-        let sum = &mut self.out;
-        self.data_wait += wait;
-        sum.loss += part.loss;
-        sum.mse += part.mse;
-        sum.at += part.at;
-        for (a, b) in sum.levels.iter_mut().zip(&part.levels) {
-            (a.mse, a.at, a.cosine) = (a.mse + b.mse, a.at + b.at, a.cosine + b.cosine);
-        }
-        for ((_, a), (_, b)) in sum.grads.iter_mut().zip(&part.grads) {
-            a.data_mut::<f32>()?.iter_mut().zip(b.f32s()?).for_each(|(a, b)| *a += b);
-        }
-        sum.teacher_time += part.teacher_time;
-        sum.student_time += part.student_time;
-        Ok(())
-    }
-
-    fn divide(&mut self, parts: usize) -> Result<()> {
-        if parts == 1 {
-            return Ok(());
-        }
-        let f = 1.0 / parts as f32;
-        let out = &mut self.out;
-        for v in [&mut out.loss, &mut out.mse, &mut out.at] {
-            *v *= f;
-        }
-        for l in &mut out.levels {
-            (l.mse, l.at, l.cosine) = (l.mse * f, l.at * f, l.cosine * f);
-        }
-        for (_, g) in &mut out.grads {
-            g.data_mut::<f32>()?.iter_mut().for_each(|g| *g *= f);
-        }
         Ok(())
     }
 }

@@ -4,10 +4,13 @@ use super::source::open_images;
 use super::weights::{fill_backbone, fill_teacher};
 use crate::base::DType;
 use crate::data::transform::{center_crop, to_tensor};
-use crate::distill::{Student, Teacher};
+use crate::distill::{DeviceTeacher, Student, Teacher, normalize_imagenet};
 use crate::error::{Error, Result};
-use crate::nn::Ctx;
+use crate::gpu::Gpu;
+use crate::models::adm::TapInfo;
+use crate::nn::{Ctx, DeviceParams};
 use crate::recipe::Recipe;
+use crate::tape::Var;
 use crate::tensor::{Tensor, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +29,8 @@ pub struct FeatureJob {
     pub batch: usize,
     /// Element type in the file.
     pub dtype: DType,
+    /// The device to compute on, and the type of the operands of products there; the CPU, in f32, without one.
+    pub device: Option<(Gpu, DType)>,
 }
 
 /// What was written.
@@ -63,7 +68,7 @@ pub fn extract_features(
             .with_remedy("choose f32, f16 or bf16"));
     }
     let source = open_images(&recipe.data)?;
-    let network = Network::new(recipe, job.student)?;
+    let network = Network::new(recipe, job)?;
     let (h, w) = (recipe.data.height, recipe.data.width);
     let total = source.len().min(job.limit);
     let mut parts: Vec<Vec<Tensor>> = Vec::new();
@@ -118,42 +123,75 @@ fn stack(maps: &[&Tensor]) -> Result<Tensor> {
     Tensor::from_vec([all.len() / (h * w * c), h, w, c], all)
 }
 
+/// What gives the maps.
+enum Giver {
+    Teacher(Box<Teacher>),
+    TeacherThere(Box<DeviceTeacher>),
+    Student(Box<Student>),
+    /// The parameters are those on the device.
+    StudentThere(Box<Student>, DeviceParams, Gpu, DType),
+}
+
 struct Network {
-    teacher: Teacher,
-    student: Option<Student>,
+    giver: Giver,
+    taps: Vec<TapInfo>,
     strides: Vec<(usize, usize)>,
 }
 
 impl Network {
-    fn new(recipe: &Recipe, student: bool) -> Result<Self> {
+    fn new(recipe: &Recipe, job: &FeatureJob) -> Result<Self> {
         let seed = recipe.seed;
         let hw = [recipe.data.height as usize, recipe.data.width as usize];
-        if !student {
+        if !job.student {
             let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, seed, |s| {
                 fill_teacher(s, &recipe.teacher, seed).map(drop)
             })?;
-            let strides = teacher.taps().iter().map(|t| (t.stride, t.channels)).collect();
-            return Ok(Network { teacher, student: None, strides });
+            let taps = teacher.taps().to_vec();
+            let strides = taps.iter().map(|t| (t.stride, t.channels)).collect();
+            let giver = match &job.device {
+                None => Giver::Teacher(Box::new(teacher)),
+                Some((gpu, dtype)) => {
+                    Giver::TeacherThere(Box::new(DeviceTeacher::new(&teacher, gpu, *dtype)?))
+                }
+            };
+            return Ok(Network { giver, taps, strides });
         }
         // The teacher is needed for its taps' sizes only.
         let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, seed, |_| Ok(()))?;
-        let student = Student::new(&recipe.student, teacher.taps(), hw, |s| {
+        let taps = teacher.taps().to_vec();
+        let student = Box::new(Student::new(&recipe.student, &taps, hw, |s| {
             fill_backbone(s, &recipe.student, seed).map(drop)
-        })?;
+        })?);
         let b = &recipe.student.backbone;
         let strides = b.strides().into_iter().zip(b.channels()).collect();
-        Ok(Network { teacher, student: Some(student), strides })
+        let giver = match &job.device {
+            None => Giver::Student(student),
+            Some((gpu, dtype)) => {
+                let params = DeviceParams::new(student.params(), gpu, *dtype)?;
+                Giver::StudentThere(student, params, gpu.clone(), *dtype)
+            }
+        };
+        Ok(Network { giver, taps, strides })
     }
 
+    /// The maps in f32 on the host.
     fn features(&self, images: &Tensor, positions: &[u64]) -> Result<Vec<Tensor>> {
-        match &self.student {
-            None => self.teacher.features(images, 0, positions),
-            Some(s) => {
-                let mut ctx = Ctx::inference(s.params());
-                let maps = s.backbone_features(&mut ctx, images)?;
-                Ok(maps.into_iter().map(|v| v.into_tensor()).collect())
+        let tensors = |maps: Vec<Var>| maps.into_iter().map(Var::into_tensor).collect::<Vec<_>>();
+        let there = match &self.giver {
+            Giver::Teacher(teacher) => return teacher.features(images, 0, positions),
+            Giver::Student(student) => {
+                let mut ctx = Ctx::inference(student.params());
+                return Ok(tensors(student.backbone_features(&mut ctx, images)?));
             }
-        }
+            Giver::TeacherThere(teacher) => teacher.features(images, 0, positions)?,
+            Giver::StudentThere(student, params, gpu, dtype) => {
+                let mut ctx = Ctx::inference(&params.store);
+                let x = normalize_imagenet(images)?.to_dtype(*dtype)?.to_gpu_tagged(gpu, "images")?;
+                let x = ctx.constant(x);
+                tensors(student.backbone().features(&mut ctx, &x)?)
+            }
+        };
+        there.iter().map(|map| map.to_cpu()?.to_dtype(DType::F32)).collect()
     }
 
     /// `level{log2 stride}`; taps that share a stride get a running letter.
@@ -179,12 +217,12 @@ impl Network {
         for (i, (name, stride, channels)) in levels.iter().enumerate() {
             m.insert(format!("{name}.stride"), stride.to_string());
             m.insert(format!("{name}.channels"), channels.to_string());
-            let origin = match &self.student {
-                None => {
-                    let tap = self.teacher.taps()[i].tap;
+            let origin = match &self.giver {
+                Giver::Teacher(_) | Giver::TeacherThere(_) => {
+                    let tap = self.taps[i].tap;
                     format!("output_blocks.{} {:?}", tap.block, tap.position)
                 }
-                Some(_) => format!("stage {}", i + 1),
+                Giver::Student(_) | Giver::StudentThere(..) => format!("stage {}", i + 1),
             };
             m.insert(format!("{name}.from"), origin);
         }

@@ -141,8 +141,12 @@ pub(super) fn metrics(r: &StepReport) -> Map<String, Value> {
     m.insert("lr".into(), json!(r.lr));
     m.insert("step_ms".into(), ms(r.time));
     m.insert("data_wait_ms".into(), ms(r.data_wait));
-    m.insert("teacher_ms".into(), ms(r.teacher_time));
-    m.insert("student_ms".into(), ms(r.student_time));
+    // On a device the step is one graph, whose parts are not timed.
+    for (key, time) in [("teacher_ms", r.teacher_time), ("student_ms", r.student_time)] {
+        if time > Duration::ZERO {
+            m.insert(key.into(), ms(time));
+        }
+    }
     m
 }
 

@@ -2,8 +2,8 @@
 
     python3 tools/golden/subset.py --from <folder of a whole set> --to tests/golden
 
-Sections ops, losses, optimisers and convnext stay whole, as does the smallest file of adm_tiny. Of end_to_end the
-student's first step is kept, of diffusion the tables and the forward process; such files are marked with
+Sections ops, losses, optimisers, convnext and end_to_end stay whole, as does the smallest file of adm_tiny. Of the teachers
+of end_to_end the weights are kept, of diffusion the tables and the forward process; such files are marked with
 `"subset": true` in the manifest. As far as there is room, files of diffusion, resnet and fpn_ppm are then kept whole.
 """
 
@@ -13,8 +13,8 @@ import json
 import struct
 from pathlib import Path
 
-LIMIT = 8 * 1024 * 1024
-WHOLE = ("ops", "losses", "optimisers", "convnext")
+LIMIT = 12 * 1024 * 1024
+WHOLE = ("ops", "losses", "optimisers", "convnext", "end_to_end")
 IF_ROOM = ("diffusion", "resnet", "fpn_ppm")
 
 
@@ -41,17 +41,9 @@ def encode(tensors):
     return struct.pack("<Q", len(text)) + text + body
 
 
-def first(tensor):
-    """The first of the parts stacked along the first axis."""
-    dtype, shape, data = tensor
-    return dtype, [1, *shape[1:]], data[: len(data) // shape[0]]
-
-
-def trim_end_to_end(tensors, entry):
-    """What the student's first step needs: without `noise` the later steps cannot be run."""
-    kept = {n: t for n, t in tensors.items() if n.startswith(("init.", "step0.")) or n == "loss"}
-    kept["x0"] = first(tensors["x0"])
-    return kept
+def trim_teacher(tensors, entry):
+    """The weights."""
+    return {n: t for n, t in tensors.items() if n.startswith("model.")}
 
 
 def trim_diffusion(tensors, entry):
@@ -60,7 +52,7 @@ def trim_diffusion(tensors, entry):
     return {n: t for n, t in tensors.items() if n not in images and n != "ddim.x_start"}
 
 
-TRIM = {"end_to_end": trim_end_to_end, "diffusion": trim_diffusion}
+TRIM = {"teacher": trim_teacher, "diffusion": trim_diffusion}
 
 
 def rewrite(entry, tensors, data):
@@ -90,6 +82,7 @@ def main():
 
     adm = [n for n, e in files.items() if e["section"] == "adm_tiny"]
     smallest = min(adm, key=lambda n: files[n]["bytes"], default=None)
+    teachers = {e["teacher"] for e in files.values() if e["section"] == "end_to_end"} - {smallest}
     kept, contents = {}, {}
 
     def document():
@@ -99,13 +92,14 @@ def main():
         return len(document()) + sum(map(len, contents.values()))
 
     for name, entry in files.items():
-        section = entry["section"]
+        section = "teacher" if name in teachers else entry["section"]
         if section in WHOLE or name == smallest:
             kept[name], contents[name] = entry, (args.source / name).read_bytes()
         elif section in TRIM:
             tensors = TRIM[section](read(args.source / name), entry)
             contents[name] = encode(tensors)
-            kept[name] = rewrite(entry, tensors, contents[name])
+            # A teacher without recorded features is no case of its own.
+            kept[name] = rewrite({**entry, "section": section}, tensors, contents[name])
     for section in IF_ROOM:
         for name, entry in files.items():
             if entry["section"] == section:

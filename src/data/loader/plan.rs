@@ -1,11 +1,11 @@
 //! What each position of the stream shows: pure functions of the configuration, shared by all threads.
 
-use super::{LoaderConfig, Skipped};
+use super::{LoaderConfig, Pixels, Skipped};
 use crate::base::Philox;
 use crate::data::ImageSource;
-use crate::data::transform::write_signed;
+use crate::data::transform::{write_bytes, write_signed};
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::tensor::{Element, Tensor};
 use image::RgbImage;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -121,22 +121,34 @@ impl Plan {
         .unwrap_or_else(|_| Err(Error::data("the decoder panicked")))
     }
 
+    /// The images of the samples, each written by `write`.
+    fn join<P: Element>(
+        &self,
+        samples: &[Sample],
+        zero: P,
+        write: impl Fn(&RgbImage, bool, &mut [P]) -> Result<()>,
+    ) -> Result<Tensor> {
+        let (height, width) = (self.config.height as usize, self.config.width as usize);
+        let size = 3 * height * width;
+        let mut data = vec![zero; samples.len() * size];
+        for (s, out) in samples.iter().zip(data.chunks_exact_mut(size)) {
+            if let Some(image) = &s.image {
+                write(image, s.flip, out)?;
+            }
+        }
+        Tensor::from_vec([samples.len(), height, width, 3], data)
+    }
+
     /// Joins the samples of a batch. If one has no image, the tensor is empty: the caller sees from the skipped
     /// images that it has to end.
     pub(super) fn assemble(&self, samples: Vec<Sample>) -> Result<Assembled> {
         let c = &self.config;
-        let size = 3 * c.height as usize * c.width as usize;
         let complete = samples.iter().all(|s| s.image.is_some());
-        let count = if complete { samples.len() } else { 0 };
-        let mut data = vec![0.0f32; count * size];
-        if complete {
-            for (s, out) in samples.iter().zip(data.chunks_exact_mut(size)) {
-                if let Some(image) = &s.image {
-                    write_signed(image, s.flip, out)?;
-                }
-            }
-        }
-        let images = Tensor::from_vec([count, c.height as usize, c.width as usize, 3], data)?;
+        let images = if complete { samples.as_slice() } else { &[] };
+        let images = match c.pixels {
+            Pixels::Signed => self.join(images, 0.0f32, write_signed)?,
+            Pixels::Bytes => self.join(images, 0u8, write_bytes)?,
+        };
         let indices: Vec<usize> = samples.iter().map(|s| s.index).collect();
         let labels = indices.iter().map(|&i| self.source.label(i)).collect();
         let skipped = samples.into_iter().flat_map(|s| s.skipped).collect();

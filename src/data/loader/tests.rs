@@ -81,6 +81,23 @@ fn threads_do_not_matter() {
 }
 
 #[test]
+fn bytes_are_the_same_pixels() {
+    let source = fake(13, &[4, 9]);
+    for workers in [0, 3] {
+        let c = LoaderConfig { pixels: Pixels::Bytes, ..config(5, workers) };
+        let mut bytes = Loader::new(Arc::clone(&source), c, 2).unwrap();
+        let mut signed = Loader::new(Arc::clone(&source), config(5, workers), 2).unwrap();
+        for _ in 0..4 {
+            let (a, b) = (bytes.next_batch().unwrap(), signed.next_batch().unwrap());
+            assert_eq!((a.images.shape(), &a.indices), (b.images.shape(), &b.indices));
+            let a: Vec<f32> =
+                a.images.data::<u8>().unwrap().iter().map(|&v| f32::from(v) / 127.5 - 1.0).collect();
+            assert_eq!(a, b.images.f32s().unwrap());
+        }
+    }
+}
+
+#[test]
 fn resume_continues_exactly() {
     let source = fake(13, &[4]);
     let all = run(&source, config(4, 0), 0, 10);
