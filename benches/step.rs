@@ -1,5 +1,9 @@
 //! The distillation step of the recipe `quickstart`: the teacher alone, the student alone (forward, loss, backward),
-//! and everything with clipping and optimiser. Throughput is in images ("elem/s").
+//! and everything with clipping and optimiser. On a card, where there is one (not on the simulator), the phases of the step of
+//! `imagenet` with 64 images, random weights, each a captured graph. Throughput is in images ("elem/s").
+
+#[path = "common/card.rs"]
+mod card;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use dtk::base::Philox;
@@ -7,7 +11,7 @@ use dtk::distill::feature_loss;
 use dtk::optim::clip_grad_norm;
 use dtk::prelude::*;
 use dtk::recipe;
-use dtk::train::{apply_gradients, fill_backbone, fill_teacher};
+use dtk::train::{Phase, StepPhases, apply_gradients, fill_backbone, fill_teacher};
 use std::time::Duration;
 
 fn distiller(recipe: &Recipe) -> Result<Distiller> {
@@ -65,5 +69,33 @@ fn step(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, step);
+/// Bytes as photographs have them.
+fn pixels(shape: [usize; 4]) -> Tensor {
+    let mut values = vec![0.0f32; shape.iter().product()];
+    Philox::new(0).fill_normal(&mut values);
+    let bytes: Vec<u8> = values.into_iter().map(|v| (115.0 + 68.0 * v) as u8).collect();
+    Tensor::from_vec(shape, bytes).expect("as many pixels as elements")
+}
+
+fn step_on_card(c: &mut Criterion) {
+    let Some(gpu) = card::card() else { return };
+    let set = ["teacher.weights=\"random\"".to_string(), "train.batch=64".to_string()];
+    let recipe = recipe::resolve("imagenet", &set).expect("a built-in recipe");
+    let d = distiller(&recipe).expect("its parts fit");
+    let images = pixels([64, recipe.data.height as usize, recipe.data.width as usize, 3]);
+    let phases = StepPhases::new(&recipe, &d, &gpu, &images, 1e-6).expect("the card has room");
+    let mut group = c.benchmark_group("imagenet_step");
+    group.sample_size(10).throughput(Throughput::Elements(64));
+    group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(5));
+    for phase in Phase::ALL {
+        let mut work = phases.capture(phase).expect("the phase is captured");
+        group.bench_function(phase.name(), |b| {
+            b.iter_custom(|n| card::timed(&gpu, n, || work.launch(gpu.stream()).expect("it is launched")));
+        });
+    }
+    group.finish();
+    phases.check().expect("a finite loss");
+}
+
+criterion_group!(benches, step, step_on_card);
 criterion_main!(benches);

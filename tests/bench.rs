@@ -9,7 +9,11 @@ use std::process::{Command, Output};
 
 fn dtk(dir: &Path, args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_dtk"));
-    c.arg("bench").args(args).current_dir(dir).env("DTK_COMMIT", "0123456789ab");
+    c.arg("bench")
+        .args(args)
+        .current_dir(dir)
+        .env("DTK_COMMIT", "0123456789ab")
+        .env("DTK_CACHE_DIR", gpu::CACHE);
     c
 }
 
@@ -80,6 +84,41 @@ fn the_teachers_convolutions_are_listed() {
 }
 
 #[test]
+fn the_phases_of_a_step_are_timed() {
+    let dir = tempfile::tempdir().unwrap();
+    let args =
+        ["step", "--seconds", "0", "--batch", "2", "--set", "data.height=32", "--set", "data.width=32"];
+    let printed = ok(&dtk(dir.path(), &[&args[..], &["--json", "a.json"]].concat()).output().unwrap());
+    assert!(printed.contains("images/s") && printed.contains("2 images: whole step"), "{printed}");
+    let a = json(&dir.path().join("a.json"));
+    assert_eq!(times(&a), [3; 4]);
+    let rows = a["rows"].as_array().unwrap();
+    assert!(rows.iter().all(|r| r["suite"] == "step" && r["pass"] == "whole" && r["dtype"] == "f32"), "{a}");
+    // As the file of a run on a card would be merged and reported.
+    ok(&dtk(dir.path(), &["--merge", "a.json", "a.json", "--json", "all.json"]).output().unwrap());
+    assert_eq!(times(&json(&dir.path().join("all.json"))), [6; 4]);
+}
+
+/// The step of the paper's recipe on an H100, where there may be neither a card nor its driver.
+#[test]
+fn a_step_is_listed_without_a_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["step", "--device", "cuda", "--list", "--batch", "8,64", "--json", "list.json"];
+    let printed = ok(&dtk(dir.path(), &args).output().unwrap());
+    assert!(printed.contains("imagenet, 64 images: whole step") && printed.contains("launches"), "{printed}");
+    let list = json(&dir.path().join("list.json"));
+    assert_eq!(times(&list), [0; 8]);
+    let rows = list["rows"].as_array().unwrap();
+    let teacher = |i: usize| rows[i]["flops"].as_f64().unwrap() / rows[i]["images"].as_f64().unwrap();
+    assert_eq!(rows[4]["case"], "imagenet, 64 images: teacher");
+    // 486.4 GMAC an image, less what folding the convolutions behind up-samplers saves.
+    assert!((2.0 * 470.0e9..2.0 * 487.0e9).contains(&teacher(4)), "{}", teacher(4) / 2e9);
+    assert!((teacher(0) - teacher(4)).abs() < 1e-3 * teacher(4));
+    let launches: Vec<u64> = rows.iter().map(|r| r["launches"].as_u64().unwrap()).collect();
+    assert_eq!(launches[7], launches[5] + launches[6]);
+}
+
+#[test]
 fn what_cannot_be_done_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| dtk(dir.path(), args).output().unwrap();
@@ -87,6 +126,10 @@ fn what_cannot_be_done_is_told() {
     fails(&run(&["nosuchlist"]), 2, &["nosuchlist", "conv"]);
     fails(&run(&["ops", "relu", "--seconds", "4000"]), 2, &["--seconds"]);
     fails(&run(&["conv", "--batch", "0"]), 2, &["--batch", "at least one"]);
+    fails(&run(&["step", "--batch", "0"]), 2, &["--batch", "at least one"]);
+    fails(&run(&["step", "nosuchphase"]), 2, &["nosuchphase", "--list"]);
+    fails(&run(&["step", "--batch", "4", "--set", "train.accumulate=2"]), 2, &["train.accumulate", "CPU"]);
+    fails(&run(&["conv", "--recipe", "imagenet"]), 2, &["--recipe", "dtk bench step"]);
     fails(&run(&["--merge", "a.json"]), 2, &["--json"]);
     std::fs::write(dir.path().join("a.json"), "{}").unwrap();
     fails(&run(&["--merge", "a.json", "--json", "b.json"]), 1, &["a.json", "docs/formats.md"]);

@@ -54,9 +54,12 @@ fn the_plan_fits_nine_minutes() {
         plan.lines().position(|l| l.ends_with(stage)).unwrap_or_else(|| panic!("{stage}: {plan}"))
     };
     assert!(at("info") < at("check") && at("check") < at("ops") && at("ops") < at("racecheck"));
+    assert!(at("tests") < at("training") && at("training") < at("step_dtk_1"), "{plan}");
     // dtk, PyTorch, PyTorch, dtk.
-    let turns = ["conv_dtk_1", "conv_torch_1", "conv_torch_2", "conv_dtk_2"].map(at);
-    assert!(turns.is_sorted() && turns[3] - turns[0] == 3, "{plan}");
+    for what in ["conv", "step"] {
+        let turns = ["dtk_1", "torch_1", "torch_2", "dtk_2"].map(|turn| at(&format!("{what}_{turn}")));
+        assert!(turns.is_sorted() && turns[3] - turns[0] == 3, "{plan}");
+    }
 }
 
 #[test]
@@ -77,7 +80,7 @@ fn python_tools_check_themselves() {
     if Command::new("python3").arg("--version").output().is_err() {
         return println!("skipped: there is no python3");
     }
-    for tool in ["torch_conv.py", "gpu_parts.py"] {
+    for tool in ["torch_conv.py", "torch_step.py", "gpu_parts.py"] {
         let o =
             Command::new("python3").arg(root().join("tools").join(tool)).arg("--selftest").output().unwrap();
         assert!(o.status.success() && text(&o).contains("ok"), "{tool}: {}", text(&o));
@@ -102,17 +105,24 @@ fn all_stages_run_on_the_simulator_and_nothing_is_timed() {
     assert!(out.is_dir(), "{printed}");
     let (name, r) = results(&out);
     assert!(name.ends_with("-simulated.json"), "{name}");
-    for stage in ["info", "conv_dtk_1", "ops"] {
+    for stage in ["info", "step_dtk_1", "conv_dtk_1", "ops"] {
         assert_eq!(outcome(&r, stage), "passed", "{stage}: {printed}");
     }
-    for stage in ["tests", "conv_torch_1", "conv_torch_2", "conv_dtk_2", "profile", "memcheck", "racecheck"] {
-        assert_eq!(outcome(&r, stage), "skipped", "{stage}: {printed}");
+    let twice =
+        ["torch_1", "torch_2", "dtk_2"].map(|turn| ["step", "conv"].map(|what| format!("{what}_{turn}")));
+    let once = ["tests", "training", "profile", "profile_step", "memcheck", "racecheck"].map(str::to_string);
+    for stage in twice.into_iter().flatten().chain(once) {
+        assert_eq!(outcome(&r, &stage), "skipped", "{stage}: {printed}");
     }
     assert_eq!(o.status.success(), outcome(&r, "check") == "passed", "{printed}");
     assert_eq!(r["machine"]["simulated"], true);
     let rows = r["rows"].as_array().unwrap();
     let convolutions = rows.iter().filter(|r| r["suite"] == "conv").count();
     assert!(convolutions == 68 && rows.len() > convolutions, "{} rows", rows.len());
+    let phases: Vec<_> = rows.iter().filter(|r| r["suite"] == "step").collect();
+    assert!(
+        phases.len() == 4 && phases.iter().all(|r| r["images"] == 64 && r["launches"].as_u64() > Some(0))
+    );
     assert!(rows.iter().all(|r| r["ms"].as_array().unwrap().is_empty()), "nothing may be timed");
     assert!(!out.join("performance.md").exists(), "a simulation makes no report");
 }
@@ -135,6 +145,6 @@ fn stages_that_hang_or_fail_are_recorded() {
     assert!(start.elapsed() < Duration::from_secs(60), "{}", text(&o));
     assert_eq!(o.status.code(), Some(1), "{}", text(&o));
     let (_, r) = results(&out);
-    let got = ["info", "check", "conv_dtk_1", "ops"].map(|s| outcome(&r, s));
-    assert_eq!(got, ["passed", "timeout", "failed", "failed"], "{}", text(&o));
+    let got = ["info", "check", "step_dtk_1", "conv_dtk_1", "ops"].map(|s| outcome(&r, s));
+    assert_eq!(got, ["passed", "timeout", "failed", "failed", "failed"], "{}", text(&o));
 }

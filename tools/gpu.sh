@@ -17,7 +17,8 @@
 # stage failed and none was stopped.
 #
 # PYTHON names the Python with PyTorch (default python3); DTK_GPU_CHECK restricts `dtk check` to operations whose name
-# contains it. With DTK_CUDA_DRIVER on the simulator nothing is timed. The card's settings are left alone.
+# contains it; DTK_GPU_SANITIZE names, between blanks, parts of the names of operations to be run under compute-sanitizer; DTK_TORCH_MODE is the mode
+# of torch.compile (max-autotune takes longer than there is time here; the default is "default"). With DTK_CUDA_DRIVER on the simulator nothing is timed. The card's settings are left alone.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -59,23 +60,30 @@ if ! [[ $budget =~ ^[1-9][0-9]*$ ]]; then
 fi
 
 python=${PYTHON:-python3}
+mode=${DTK_TORCH_MODE:-default}
 dtk=$bin/dtk
 # Seconds kept back for merging, the report and the end of a stopped stage.
 reserve=$((budget / 20 + 2))
 
 # name, share of the time
 plan=(
-    info 15
-    check 80
-    tests 60
-    conv_dtk_1 50
-    conv_torch_1 70
-    conv_torch_2 35
-    conv_dtk_2 40
-    ops 60
-    profile 45
-    memcheck 40
-    racecheck 40
+    info 8
+    check 40
+    tests 35
+    training 40
+    step_dtk_1 40
+    step_torch_1 140
+    step_torch_2 60
+    step_dtk_2 30
+    conv_dtk_1 22
+    conv_torch_1 22
+    conv_torch_2 15
+    conv_dtk_2 15
+    ops 25
+    profile_step 35
+    profile 15
+    memcheck 25
+    racecheck 25
 )
 
 # Seconds a stage may take: its share, out of all stages still to come, of the time that is left.
@@ -193,25 +201,50 @@ bench() { # name, part, arguments...
     fi
 }
 
-torch() { # name, part
+# Timing where it was done before: the other half of a comparison in turn.
+again() { # name, part, arguments...
     if $simulated; then
         skip "$1" "a simulated card has no speed"
-    elif ! "$python" -c 'import torch' 2>>"$log"; then
-        skip "$1" "no PyTorch in $python"
-    elif [[ ! -f $work/part_1.json ]]; then
-        skip "$1" "dtk named no shapes"
     else
-        stage "$1" "$python" tools/torch_conv.py --shapes "$work/part_1.json" --out "$work/$2" \
-            --budget "$(($(limit "$1") - 5))"
+        bench "$@"
     fi
 }
 
+torch() { # name, part, script, arguments...
+    local name=$1 part=$work/$2 script=$3
+    shift 3
+    if $simulated; then
+        skip "$name" "a simulated card has no speed"
+    elif ! "$python" -c 'import torch' 2>>"$log"; then
+        skip "$name" "no PyTorch in $python"
+    elif [[ $script == *conv* && ! -f $work/part_1.json ]]; then
+        skip "$name" "dtk named no shapes"
+    else
+        stage "$name" "$python" "$script" "$@" --out "$part" --budget "$(($(limit "$name") - 5))"
+    fi
+}
+
+# Test programs whose name begins with one of the words in $training, or all others.
 # shellcheck disable=SC2329 # called by `bash -c`
-tests() {
-    local exe rc=0
+tests() { # yes or no
+    local exe rc=0 mine
     for exe in "$bin"/tests/*; do
+        mine=no
+        [[ ${exe##*/} =~ ^($training) ]] && mine=yes
+        [[ $mine == "$1" ]] || continue
         printf '\n--- %s\n' "$exe"
         DTK_TEST_DEVICE=cuda "$exe" || rc=1
+    done
+    return "$rc"
+}
+
+# Operations under a tool of compute-sanitizer, by parts of their names.
+# shellcheck disable=SC2329 # called by `bash -c`
+sanitize() { # tool
+    local name rc=0
+    for name in ${DTK_GPU_SANITIZE:-feature_loss attention norm lamb encode_images accumulate pool resize running_average concat embedding drop conv2d}; do
+        printf '\n--- %s\n' "$name"
+        compute-sanitizer --tool "$1" --error-exitcode 9 "$dtk" check "$name" --device cuda || rc=1
     done
     return "$rc"
 }
@@ -222,7 +255,7 @@ sanitizer() { # tool
     elif ! command -v compute-sanitizer >/dev/null; then
         skip "$1" "compute-sanitizer is not installed"
     else
-        stage "$1" compute-sanitizer --tool "$1" --error-exitcode 9 "$dtk" check "${DTK_GPU_SANITIZE:-conv2d}" --device cuda
+        stage "$1" bash -c "sanitize $1"
     fi
 }
 
@@ -244,8 +277,33 @@ profiles() {
     echo "no convolution was timed"
     return 1
 }
-export -f tests profiles
-export bin dtk python work results
+
+# Nsight Compute on every kernel of one whole step, the second: which take the most time, and how busy the memory is then.
+# shellcheck disable=SC2329 # called by `bash -c`
+profile_step() {
+    local launches label="whole step"
+    launches=$("$python" tools/gpu_parts.py launches "$results" "$label") || return 1
+    ncu --csv --page details --print-units base --clock-control none --kill yes \
+        --launch-skip "$launches" --launch-count "$launches" \
+        --metrics gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum,sm__warps_active.avg.pct_of_peak_sustained_active \
+        "$dtk" bench step "$label" --device cuda --batch 64 --seconds 0 >"$work/ncu_step.csv"
+    # Ncu ends the program it has seen enough of, so only the table tells how it went.
+    "$python" tools/gpu_parts.py kernels "$work/ncu_step.csv" "imagenet, 64 images: $label" "$work/part_5_step.json"
+}
+
+profile() { # name, function
+    if $simulated; then
+        skip "$1" "a simulated card has no speed"
+    elif ! command -v ncu >/dev/null; then
+        skip "$1" "ncu is not installed"
+    else
+        stage "$1" bash -c "$2"
+    fi
+}
+
+training='gpu_training|gpu_embedding|golden_|adm_'
+export -f tests profiles profile_step sanitize
+export bin dtk python work results training
 
 stage info "$dtk" info
 if [[ -n ${DTK_GPU_CHECK:-} ]]; then
@@ -254,27 +312,25 @@ else
     stage check "$dtk" check --device cuda
 fi
 if compgen -G "$bin/tests/*" >/dev/null; then
-    stage tests bash -c tests
+    stage tests bash -c 'tests no'
+    stage training bash -c 'tests yes'
 else
     skip tests "no test programs in $bin/tests"
+    skip training "no test programs in $bin/tests"
 fi
-# dtk, PyTorch, PyTorch, dtk: a drift of clock or temperature hits both alike.
+# dtk, PyTorch, PyTorch, dtk: a drift of clock or temperature hits both alike. What PyTorch compiles for the first turn lies
+# in its cache for the second.
+bench step_dtk_1 part_8.json step --batch 64
+torch step_torch_1 part_9_1.json tools/torch_step.py --batch 64 --mode "$mode"
+torch step_torch_2 part_9_2.json tools/torch_step.py --batch 64 --mode "$mode" --variants compiled
+again step_dtk_2 part_8_2.json step --batch 64
 bench conv_dtk_1 part_1.json conv --batch 8,64
-torch conv_torch_1 part_2.json
-torch conv_torch_2 part_3.json
-if $simulated; then
-    skip conv_dtk_2 "a simulated card has no speed"
-else
-    bench conv_dtk_2 part_4.json conv --batch 8,64
-fi
+torch conv_torch_1 part_2.json tools/torch_conv.py --shapes "$work/part_1.json"
+torch conv_torch_2 part_3.json tools/torch_conv.py --shapes "$work/part_1.json"
+again conv_dtk_2 part_4.json conv --batch 8,64
 bench ops part_6.json ops
-if $simulated; then
-    skip profile "a simulated card has no speed"
-elif ! command -v ncu >/dev/null; then
-    skip profile "ncu is not installed"
-else
-    stage profile bash -c profiles
-fi
+profile profile_step profile_step
+profile profile profiles
 sanitizer memcheck
 sanitizer racecheck
 

@@ -4,6 +4,9 @@
     gpu_parts.py clocks SAMPLES.csv OUT.json      nvidia-smi --query-gpu=driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu
     gpu_parts.py slowest RESULTS.json [N]         labels of the N convolutions that take the most of the teacher's time
     gpu_parts.py profile NCU.csv LABEL OUT.json   ncu --csv --page details
+    gpu_parts.py launches RESULTS.json LABEL      how many kernels the phase of a step with this name launches
+    gpu_parts.py kernels NCU.csv LABEL OUT.json   ncu --csv --page details --print-units base, with the metrics of TOTALS: the kernels
+                                                  that take the most time in all their launches
     gpu_parts.py --selftest
 """
 
@@ -30,6 +33,10 @@ METRICS = [
     ("Launch Statistics", "Waves Per SM"),
     ("Occupancy", "Achieved Occupancy"),
 ]
+
+
+# What is kept of every launch of a step: time, bytes from and to memory, warps at work.
+TOTALS = ["gpu__time_duration.sum", "dram__bytes_read.sum", "dram__bytes_write.sum", "sm__warps_active.avg.pct_of_peak_sustained_active"]
 
 
 def write(path, **fields):
@@ -68,13 +75,8 @@ def slowest(results, n):
 
 def profiles(text, label):
     """The kernels of a details page, one entry each."""
-    # Lines of the program and of ncu itself stand before the table.
-    lines = text.splitlines()
-    first = next((i for i, l in enumerate(lines) if l.startswith('"ID"')), None)
-    if first is None:
-        return []
     found = {}
-    for row in csv.DictReader(io.StringIO("\n".join(lines[first:]))):
+    for row in table(text):
         value = number(row.get("Metric Value") or "")
         if (row.get("Section Name"), row.get("Metric Name")) not in METRICS or value is None:
             continue
@@ -82,6 +84,44 @@ def profiles(text, label):
         entry = found.setdefault(row["ID"], {"case": label, "kernel": kernel, "metrics": []})
         entry["metrics"].append([row["Metric Name"], row.get("Metric Unit") or "", value])
     return list(found.values())
+
+
+def launches(results, label):
+    """Kernels of the first phase with this name; None if no step was timed."""
+    rows = (r for r in results.get("rows", []) if r["suite"] == "step" and r["ms"] and r["case"].endswith(label))
+    return next((r["launches"] for r in rows if r.get("launches")), None)
+
+
+def table(text):
+    """The rows of a details page. Lines of the program and of ncu itself stand around the table."""
+    lines = text.splitlines()
+    first = next((i for i, l in enumerate(lines) if l.startswith('"ID"')), len(lines))
+    return csv.DictReader(io.StringIO("\n".join(l for l in lines[first:] if l.startswith('"'))))
+
+
+def kernels(text, label, n):
+    """The n kernels that take the most time, all launches together."""
+    seen = {}
+    for row in table(text):
+        value = number(row.get("Metric Value") or "")
+        if row.get("Metric Name") in TOTALS and value is not None:
+            launch = seen.setdefault((row["Kernel Name"].split("(")[0], row["ID"]), {})
+            launch[row["Metric Name"]] = value
+    sums, whole = {}, 0.0
+    for (kernel, _), launch in seen.items():
+        ns, read, written, warps = (launch.get(m, 0.0) for m in TOTALS)
+        entry = sums.setdefault(kernel, [0, 0.0, 0.0, 0.0])
+        for i, v in enumerate([1, ns, read + written, ns * warps]):
+            entry[i] += v
+        whole += ns
+    found = []
+    for kernel, (count, ns, moved, warps) in sorted(sums.items(), key=lambda e: -e[1][1])[:n]:
+        if ns > 0:
+            shown = [["Launches", "", count], ["Duration of all", "ms", round(ns / 1e6, 4)]]
+            shown += [["Share of all kernels", "%", round(100 * ns / whole, 2)], ["DRAM traffic", "GB/s", round(moved / ns, 1)]]
+            shown.append(["Warps active", "%", round(warps / ns, 1)])
+            found.append({"case": label, "kernel": kernel, "metrics": shown})
+    return found
 
 
 def selftest():
@@ -100,6 +140,17 @@ def selftest():
     assert got[0] == {"case": "L", "kernel": "conv2d_fwd", "metrics": [["Duration", "us", 1234.5]]}, got
     assert len(got) == 2 and got[1]["metrics"][0][2] == 49.1
     assert profiles("nothing", "L") == []
+    steps = [{"suite": "step", "case": "r, 2 images: " + c, "ms": ms, "launches": 9} for c, ms in (("teacher", [1.0]), ("whole step", []))]
+    assert launches({"rows": steps}, "teacher") == 9 and launches({"rows": steps}, "whole step") is None
+    page = '==PROF== x\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
+    for i, (kernel, ns) in enumerate([("relu_fwd", 1000), ("conv2d_fwd", 3000), ("relu_fwd", 4000)]):
+        for name, value in zip(TOTALS, (ns, 2 * ns, ns, 50)):
+            page += f'"{i}","{kernel}(Params)","{name}","","{value:,}"\n'
+    got = kernels(page + "==PROF== done", "L", 1)
+    want = [["Launches", "", 2], ["Duration of all", "ms", 0.005], ["Share of all kernels", "%", 62.5]]
+    want += [["DRAM traffic", "GB/s", 3.0], ["Warps active", "%", 50.0]]
+    assert got == [{"case": "L", "kernel": "relu_fwd", "metrics": want}], got
+    assert kernels("nothing", "L", 3) == []
     print("selftest: ok")
 
 
@@ -116,6 +167,18 @@ def main():
         case ["slowest", results, *n]:
             with open(results) as f:
                 print("\n".join(slowest(json.load(f), int(n[0]) if n else 3)))
+        case ["launches", results, label]:
+            with open(results) as f:
+                found = launches(json.load(f), label)
+            if found is None:
+                return f"no {label} was timed"
+            print(found)
+        case ["kernels", page, label, out]:
+            with open(page) as f:
+                found = kernels(f.read(), label, 12)
+            if not found:
+                return "no kernel in the profile"
+            write(out, profiles=found)
         case ["profile", page, label, out]:
             with open(page) as f:
                 found = profiles(f.read(), label)

@@ -142,7 +142,10 @@ mod tests {
             println!("skipped: no simulator or no NVRTC");
             return None;
         }
-        Some(Gpu::open_with(0, Options { driver: Some(driver), ..Options::default() }).unwrap())
+        // Below the target folder, as the integration tests' (cargo tells only those where that is).
+        let cache_dir = executable.ancestors().nth(3)?.join("tmp/kernel_cache");
+        let options = Options { driver: Some(driver), cache_dir: Some(cache_dir), ..Options::default() };
+        Some(Gpu::open_with(0, options).unwrap())
     }
 
     #[test]

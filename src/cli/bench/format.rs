@@ -1,10 +1,11 @@
-//! The file format of measurements, version 1 (`docs/formats.md`). `dtk bench`, `tools/torch_conv.py` and
-//! `tools/gpu.sh` write parts in it; parts of one machine are merged, and the report is made from the whole.
+//! The file format of measurements, version 1 (`docs/formats.md`). `dtk bench`, `tools/torch_conv.py`,
+//! `tools/torch_step.py` and `tools/gpu.sh` write parts in it; parts of one machine are merged, and the report is made from the whole.
 //!
 //! Only what was measured is kept: every single time, FLOPs, bytes, the machine. Rates and shares are worked out by
 //! whoever reads the file, so that they cannot contradict the times.
 
 use crate::error::{Error, Result};
+use crate::gpu::DeviceInfo;
 use crate::ops::conv2d::Geometry;
 use crate::tensor::write_atomically;
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,23 @@ pub struct Card {
     pub memory_bytes: u64,
 }
 
+impl Card {
+    /// What a device says of itself.
+    pub fn of(info: &DeviceInfo) -> Card {
+        let ((major, minor), (cuda, point)) = (info.compute_capability, info.driver_version);
+        Card {
+            driver: format!("{cuda}.{point}"),
+            compute_capability: [major, minor],
+            multiprocessors: info.multiprocessors,
+            clock_khz: info.clock_khz.into(),
+            memory_clock_khz: info.memory_clock_khz.into(),
+            memory_bus_bits: info.memory_bus_bits,
+            l2_bytes: info.l2_bytes.into(),
+            memory_bytes: info.total_memory_bytes,
+        }
+    }
+}
+
 /// Lowest, median and highest of samples taken while the stages ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -152,6 +170,8 @@ pub enum Suite {
     Ops,
     /// The distinct convolutions of the ADM-256 teacher's early exit.
     Conv,
+    /// The whole distillation step of a recipe, by phase.
+    Step,
 }
 
 /// Which pass of an op.
@@ -162,6 +182,19 @@ pub enum Pass {
     Forward,
     /// All gradients the case asks for.
     Backward,
+    /// All that the case names, for the list `step`.
+    Whole,
+}
+
+impl Pass {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Backward => "backward",
+            Pass::Whole => "whole",
+        }
+    }
 }
 
 /// All times of one case.
@@ -184,9 +217,16 @@ pub struct Row {
     /// How often the teacher computes it in one pass, for the list `conv`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
+    /// Images of the batch, for the list `step`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<usize>,
+    /// Kernels that a card is given, for the list `step`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launches: Option<usize>,
     /// Floating-point operations of the pass.
     pub flops: u64,
-    /// Bytes that must be moved at least: every input read once, every result written once.
+    /// Bytes that must be moved at least: every input read once, every result written once. For the list `step` of every
+    /// operation on a card, though the next may find them in a cache.
     pub bytes: u64,
     /// All times in milliseconds, in the order they were measured. Empty if the case was only listed.
     pub ms: Vec<f64>,
@@ -212,7 +252,11 @@ pub struct Torch {
     /// The device's name.
     pub device: String,
     /// The convolutions.
+    #[serde(default)]
     pub rows: Vec<TorchRow>,
+    /// Distillation steps.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<TorchStep>,
     /// What could not be measured, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
@@ -230,6 +274,22 @@ pub struct TorchRow {
     pub ms: Vec<f64>,
     /// Without a bias, which in PyTorch is a pass of its own.
     pub no_bias_ms: Vec<f64>,
+}
+
+/// PyTorch's times of a distillation step, or of its teacher.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TorchStep {
+    /// As dtk's row of the same work is called.
+    pub case: String,
+    /// How PyTorch computes it: eager or compiled, as released or tuned.
+    pub variant: String,
+    /// Element type.
+    pub dtype: String,
+    /// Images of the batch.
+    pub images: usize,
+    /// All times in milliseconds, in the order they were measured.
+    pub ms: Vec<f64>,
 }
 
 /// What Nsight Compute says of one kernel.
@@ -302,7 +362,15 @@ impl Results {
         }
         let results: Results = serde_json::from_str(&text).map_err(broken)?;
         let torch = results.torch.iter().flat_map(|t| &t.rows).flat_map(|r| r.ms.iter().chain(&r.no_bias_ms));
-        if !results.rows.iter().flat_map(|r| &r.ms).chain(torch).all(|t| *t > 0.0 && t.is_finite()) {
+        let steps = results.torch.iter().flat_map(|t| &t.steps).flat_map(|s| &s.ms);
+        if !results
+            .rows
+            .iter()
+            .flat_map(|r| &r.ms)
+            .chain(torch)
+            .chain(steps)
+            .all(|t| *t > 0.0 && t.is_finite())
+        {
             return Err(Error::format(path, "a time is not a positive number"));
         }
         if results.machine.as_ref().is_some_and(|m| m.simulated)
@@ -354,6 +422,8 @@ pub(super) mod tests {
             dtype: "f32".into(),
             convolution: None,
             count: None,
+            images: None,
+            launches: None,
             flops: 2_000_000,
             bytes: 8_000_000,
             ms: ms.to_vec(),

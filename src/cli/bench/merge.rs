@@ -1,6 +1,6 @@
 //! Parts of one run become one file.
 
-use super::format::{Results, Torch, TorchRow};
+use super::format::{Results, Torch, TorchRow, TorchStep};
 use crate::error::{Error, Result};
 
 impl Results {
@@ -52,6 +52,15 @@ impl Results {
                 None => mine.rows.push(row),
             }
         }
+        for step in theirs.steps {
+            let same = |s: &&mut TorchStep| {
+                (&s.case, &s.variant, &s.dtype) == (&step.case, &step.variant, &step.dtype)
+            };
+            match mine.steps.iter_mut().find(same) {
+                Some(mine) => mine.ms.extend(step.ms),
+                None => mine.steps.push(step),
+            }
+        }
         Ok(())
     }
 }
@@ -89,13 +98,21 @@ mod tests {
             cudnn: 9,
             device: "x".into(),
             rows: vec![TorchRow { convolution: g, dtype: "bf16".into(), ms: vec![ms], no_bias_ms: vec![ms] }],
+            steps: vec![TorchStep {
+                case: "a step".into(),
+                variant: "eager".into(),
+                dtype: "bf16".into(),
+                images: 2,
+                ms: vec![ms],
+            }],
             errors: vec![],
         };
         part.torch = Some(torch(7.0));
         all.merge(part).unwrap();
         all.merge(Results { torch: Some(torch(8.0)), ..Results::default() }).unwrap();
         assert_eq!((&*all.rows[0].ms, &*all.rows[1].ms), (&[1.0, 2.0, 3.0][..], &[5.0][..]));
-        assert_eq!(all.torch.as_ref().unwrap().rows[0].ms, [7.0, 8.0]);
+        let both = all.torch.as_ref().unwrap();
+        assert_eq!((&*both.rows[0].ms, &*both.steps[0].ms), (&[7.0, 8.0][..], &[7.0, 8.0][..]));
         assert_eq!(all.date.as_deref(), Some("2026-01-31T00:00:00Z"));
         assert!(all.merge(results("y", vec![])).unwrap_err().to_string().contains("different machines"));
         let other = Torch { cudnn: 8, ..torch(1.0) };

@@ -6,6 +6,7 @@ mod format;
 mod merge;
 mod peaks;
 mod report;
+mod step;
 mod time;
 mod tune;
 
@@ -13,22 +14,23 @@ use super::{DeviceArgs, info};
 use crate::base::DType;
 use crate::cpu::threads;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{DeviceInfo, Gpu};
 use crate::ops::implicit_gemm::table::TileTable;
 use card::OnCard;
 use cases::Problem;
 use clap::Args;
 use format::{Card, Machine, Pass, Program, Results, Row, Suite, spread};
-use peaks::{Bound, Peaks};
+pub(super) use peaks::{Bound, Peaks};
 use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::SystemTime;
+use step::Step;
 
 /// Time the operations on this machine.
 #[derive(Args)]
 pub struct Bench {
-    /// The benchmark cases of all operations, or the convolutions of the ADM-256 teacher.
+    /// The benchmark cases of all operations, the convolutions of the ADM-256 teacher, or a recipe's whole step.
     #[arg(value_enum, default_value = "ops")]
     suite: Suite,
     /// Only cases whose op or label contains this.
@@ -38,12 +40,19 @@ pub struct Bench {
     /// Write the times to a file (docs/formats.md), after every case.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// How long to repeat every case. Default: 0.5 on a CPU, 0.05 on a card.
+    /// How long to repeat every case. Default: 0.5 on a CPU, 0.05 on a card; of `step` 2 and 4.
     #[arg(long, value_name = "S")]
     seconds: Option<f64>,
-    /// Numbers of images, for `conv`. Default: 1 on a CPU, 8,64 on a card.
+    /// Numbers of images, for `conv` and `step`. Default for `conv`: 1 on a CPU, 8,64 on a card; for `step`: 2 and 64.
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     batch: Vec<usize>,
+    /// The recipe of `step`: a TOML file or a built-in name. Default: quickstart on a CPU, imagenet on a card. The teacher's
+    /// weights are random unless --set names others.
+    #[arg(long, value_name = "FILE|NAME")]
+    recipe: Option<String>,
+    /// Change one value of that recipe. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Only list the cases.
     #[arg(long)]
     list: bool,
@@ -87,6 +96,16 @@ impl Bench {
     }
 
     fn time(&self) -> Result<()> {
+        if self.suite != Suite::Step && (self.recipe.is_some() || !self.set.is_empty()) {
+            return Err(Error::usage("only the step of a recipe depends on one")
+                .with_key("--recipe")
+                .with_remedy("write `dtk bench step`, or leave --recipe and --set out"));
+        }
+        if self.suite == Suite::Step && self.list {
+            // By the plan, which needs no card.
+            let device = self.device.cuda()?.and(self.device.planned()?);
+            return self.list_steps(device);
+        }
         let gpu = self.device.cuda()?.map(DeviceArgs::open).transpose()?;
         if self.tune && gpu.is_none() {
             return Err(Error::usage("tiles are those of a card's kernels")
@@ -97,13 +116,21 @@ impl Bench {
             return Err(Error::device("a simulated device has no speed: nothing can be timed on it")
                 .with_remedy("time on a card, or list the cases with --list"));
         }
-        let seconds = self.seconds.unwrap_or(if gpu.is_some() { 0.05 } else { 0.5 });
+        let seconds = self.seconds.unwrap_or(match (self.suite, &gpu) {
+            (Suite::Step, None) => 2.0,
+            (Suite::Step, Some(_)) => 4.0,
+            (_, None) => 0.5,
+            (_, Some(_)) => 0.05,
+        });
         if !(0.0..=3600.0).contains(&seconds) {
             return Err(Error::usage(format!("{seconds} is no number of seconds up to an hour"))
                 .with_key("--seconds"));
         }
         if self.batch.contains(&0) {
             return Err(Error::usage("a batch has at least one image").with_key("--batch"));
+        }
+        if self.suite == Suite::Step {
+            return self.time_steps(gpu.as_ref(), seconds);
         }
         let batches = match (&*self.batch, &gpu) {
             ([], None) => vec![1],
@@ -114,7 +141,7 @@ impl Bench {
         let dtypes: &[DType] = match (&gpu, self.suite) {
             (None, _) => &[DType::F32],
             (Some(_), Suite::Conv) => &[DType::Bf16],
-            (Some(_), Suite::Ops) => &[DType::F32, DType::Bf16],
+            (Some(_), Suite::Ops | Suite::Step) => &[DType::F32, DType::Bf16],
         };
         let mut problems = cases::problems(self.suite, self.filter.as_deref().unwrap_or(""), &batches)?;
         if gpu.is_some() {
@@ -123,15 +150,9 @@ impl Bench {
         if let Some(gpu) = gpu.as_ref().filter(|_| self.tune) {
             return self.tune(gpu, &problems, dtypes);
         }
-        let machine = machine(gpu.as_ref());
-        let peaks = machine.card.as_ref().map(|c| Peaks::of(&machine.name, c));
-        let mut results = Results {
-            date: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
-            dtk: Some(Program { version: env!("CARGO_PKG_VERSION").into(), commit: commit() }),
-            machine: Some(machine),
-            ..Results::default()
-        };
-        println!("{:14} {:44} {:8} {:5} {}", "operation", "case", "pass", "type", COLUMNS);
+        let mut results = results(machine(gpu.as_ref().map(Gpu::info)));
+        let peaks = peaks(&results);
+        println!("{}", head());
         for problem in &problems {
             for (pass, dtype) in passes(problem, dtypes) {
                 let mut row = self.row(problem, pass, dtype)?;
@@ -149,6 +170,60 @@ impl Bench {
         }
         if !self.list {
             totals(&results.rows);
+        }
+        Ok(())
+    }
+
+    /// The steps of the recipe, one for each batch.
+    fn steps(&self, device: Option<&DeviceInfo>) -> Result<Vec<Step>> {
+        if self.tune {
+            return Err(Error::usage("tiles are those of single products")
+                .with_key("--tune")
+                .with_remedy("tune `conv` or `ops`"));
+        }
+        if self.batch.contains(&0) {
+            return Err(Error::usage("a batch has at least one image").with_key("--batch"));
+        }
+        let default = if device.is_some() { "imagenet" } else { "quickstart" };
+        let name = self.recipe.as_deref().unwrap_or(default);
+        let filter = self.filter.as_deref().unwrap_or("");
+        let step = |batch| Step::new(name, &self.set, batch, device, filter);
+        match &*self.batch {
+            [] => Ok(vec![step(None)?]),
+            given => given.iter().map(|n| step(Some(*n))).collect(),
+        }
+    }
+
+    /// Lists the phases of steps on a device, which need not be there.
+    fn list_steps(&self, device: Option<(DeviceInfo, bool)>) -> Result<()> {
+        let device = device.map(|(info, there)| DeviceInfo {
+            name: if there { info.name } else { format!("{} (not here)", info.name) },
+            simulated: info.simulated || !there,
+            ..info
+        });
+        let mut results = results(machine(device.as_ref()));
+        let steps = self.steps(device.as_ref())?;
+        println!("{}", head());
+        results.rows = steps.into_iter().flat_map(Step::rows).collect();
+        results.rows.iter().for_each(|row| println!("{}", line(row, None)));
+        self.json.iter().try_for_each(|json| results.write(json))
+    }
+
+    fn time_steps(&self, gpu: Option<&Gpu>, seconds: f64) -> Result<()> {
+        let steps = self.steps(gpu.map(Gpu::info))?;
+        let mut results = results(machine(gpu.map(Gpu::info)));
+        let peaks = peaks(&results);
+        println!("{}", head());
+        let mut done = |row: Row| {
+            println!("{}", line(&row, peaks.as_ref()));
+            results.rows.push(row);
+            self.json.iter().try_for_each(|json| results.write(json))
+        };
+        for step in steps {
+            match gpu {
+                Some(gpu) => step.on_card(gpu, seconds, &mut done)?,
+                None => step.on_cpu(seconds)?.into_iter().try_for_each(&mut done)?,
+            }
         }
         Ok(())
     }
@@ -180,6 +255,8 @@ impl Bench {
             dtype: dtype.to_string(),
             convolution: problem.convolution.map(|c| c.0),
             count: problem.convolution.map(|c| c.1),
+            images: None,
+            launches: None,
             flops,
             bytes,
             ms: Vec::new(),
@@ -210,9 +287,25 @@ fn without_kernel(problems: &mut Vec<Problem>) -> Result<()> {
     Ok(())
 }
 
+/// Results without a time yet.
+fn results(machine: Machine) -> Results {
+    Results {
+        date: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
+        dtk: Some(Program { version: env!("CARGO_PKG_VERSION").into(), commit: commit() }),
+        machine: Some(machine),
+        ..Results::default()
+    }
+}
+
+/// The limits of the card that was measured.
+fn peaks(results: &Results) -> Option<Peaks> {
+    let machine = results.machine.as_ref()?;
+    machine.card.as_ref().map(|c| Peaks::of(&machine.name, c))
+}
+
 /// What is measured on: a card, or the processor.
-fn machine(gpu: Option<&Gpu>) -> Machine {
-    let Some(info) = gpu.map(Gpu::info) else {
+fn machine(device: Option<&DeviceInfo>) -> Machine {
+    let Some(info) = device else {
         let threads = Some(threads());
         return Machine {
             device: "cpu".into(),
@@ -222,29 +315,27 @@ fn machine(gpu: Option<&Gpu>) -> Machine {
             card: None,
         };
     };
-    let ((major, minor), (cuda, point)) = (info.compute_capability, info.driver_version);
-    let card = Card {
-        driver: format!("{cuda}.{point}"),
-        compute_capability: [major, minor],
-        multiprocessors: info.multiprocessors,
-        clock_khz: info.clock_khz.into(),
-        memory_clock_khz: info.memory_clock_khz.into(),
-        memory_bus_bits: info.memory_bus_bits,
-        l2_bytes: info.l2_bytes.into(),
-        memory_bytes: info.total_memory_bytes,
-    };
+    let card = Card::of(info);
     let (name, simulated) = (info.name.clone(), info.simulated);
     Machine { device: "cuda".into(), name, simulated, threads: None, card: Some(card) }
 }
 
 const COLUMNS: &str = "   median (lowest .. highest, n) ms     GFLOP/s      GB/s  roofline";
 
+/// What stands above the rows.
+fn head() -> String {
+    format!("{:14} {:44} {:8} {:5} {COLUMNS}", "operation", "case", "pass", "type")
+}
+
 /// A row for people.
 fn line(row: &Row, peaks: Option<&Peaks>) -> String {
-    let pass = if row.pass == Pass::Forward { "forward" } else { "backward" };
-    let head = format!("{:14} {:44} {pass:8} {:5}", row.op, row.case, row.dtype);
+    let head = format!("{:14} {:44} {:8} {:5}", row.op, row.case, row.pass.name(), row.dtype);
     let Some([low, ms, high]) = spread(&row.ms) else {
-        let times = row.count.map_or(String::new(), |n| format!(", {n} times"));
+        let times = match (row.count, row.launches) {
+            (Some(n), _) => format!(", {n} times"),
+            (None, Some(n)) => format!(", {n} launches"),
+            (None, None) => String::new(),
+        };
         return format!(
             "{head} {:.3} GFLOP, {:.3} MB{times}",
             row.flops as f64 / 1e9,
@@ -256,8 +347,9 @@ fn line(row: &Row, peaks: Option<&Peaks>) -> String {
         let bound = if f.bound == Bound::Compute { "arithmetic" } else { "bytes" };
         format!("  {:3.0} % of {bound}", 100.0 * f.ms / ms)
     });
+    let images = row.images.map_or(String::new(), |n| format!("  {:.1} images/s", n as f64 / ms * 1e3));
     let n = row.ms.len();
-    format!("{head} {ms:9.4} ({low:9.4} .. {high:9.4}, {n:2})  {gflops:10.1}  {gbs:8.1}{roofline}")
+    format!("{head} {ms:9.4} ({low:9.4} .. {high:9.4}, {n:2})  {gflops:10.1}  {gbs:8.1}{roofline}{images}")
 }
 
 /// The time of all the teacher's convolutions, for every batch.

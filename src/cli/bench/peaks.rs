@@ -1,6 +1,7 @@
 //! What a card could do at most: the roofline.
 
 use super::format::Card;
+use crate::gpu::DeviceInfo;
 
 /// The limits of a card.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +74,11 @@ impl Peaks {
             gbs: 2.0 * card.memory_clock_khz as f64 * 1e3 * f64::from(card.memory_bus_bits) / 8.0 / 1e9,
             source: "worked out from the card's clocks".into(),
         }
+    }
+
+    /// Of a device.
+    pub fn of_device(info: &DeviceInfo) -> Peaks {
+        Peaks::of(&info.name, &Card::of(info))
     }
 
     /// The least time of a pass over `bytes` with `flops` operations in `dtype`; `None` where a limit is unknown.

@@ -1,6 +1,6 @@
 //! `dtk bench --report`: the generated part of `docs/performance.md`.
 
-use super::format::{Pass, Results, Row, Suite, TorchRow, spread};
+use super::format::{Results, Row, Suite, TorchRow, spread};
 use super::peaks::{Bound, Peaks};
 use crate::error::{Error, Result};
 use crate::tensor::write_atomically;
@@ -95,6 +95,7 @@ fn section(out: &mut String, name: &str, r: &Results) {
             c.power_w[2], c.temperature_c[2], c.driver
         );
     }
+    steps(out, r, peaks.as_ref());
     convolutions(out, r, peaks.as_ref());
     operations(out, r, peaks.as_ref());
     if !r.profiles.is_empty() {
@@ -131,6 +132,59 @@ fn digits(v: f64) -> String {
         v if v >= 10.0 => format!("{v:.1}"),
         v if v >= 1.0 => format!("{v:.2}"),
         v => format!("{v:.3}"),
+    }
+}
+
+/// The phases of steps, and PyTorch's times of the same work below each table.
+fn steps(out: &mut String, r: &Results, peaks: Option<&Peaks>) {
+    let rows: Vec<&Row> = r.rows.iter().filter(|r| r.suite == Suite::Step && !r.ms.is_empty()).collect();
+    let theirs: Vec<_> = r.torch.iter().flat_map(|t| &t.steps).filter(|s| !s.ms.is_empty()).collect();
+    if rows.is_empty() && theirs.is_empty() {
+        return;
+    }
+    out.push_str("\n#### The distillation step\n");
+    if !rows.is_empty() {
+        out.push_str("\n| recipe, batch: phase | type | launches | ms | lowest to highest | images/s | TFLOP/s | GB/s | roofline | bound |\n");
+        out.push_str("|---|---|---|---|---|---|---|---|---|---|\n");
+    }
+    for row in &rows {
+        let (Some((ms, [tflops, gbs, share, bound])), Some([low, _, high])) =
+            (cells(row, peaks), spread(&row.ms))
+        else {
+            continue;
+        };
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} to {} | {} | {tflops} | {gbs} | {share} | {bound} |",
+            row.case,
+            row.dtype,
+            row.launches.map_or(String::new(), |n| n.to_string()),
+            digits(ms),
+            digits(low),
+            digits(high),
+            row.images.map_or(String::new(), |n| digits(n as f64 / ms * 1e3)),
+        );
+    }
+    if theirs.is_empty() {
+        return;
+    }
+    out.push_str("\nPyTorch, the same work in turn:\n\n| recipe, batch: phase | PyTorch | type | ms | lowest to highest | images/s | PyTorch / dtk |\n");
+    out.push_str("|---|---|---|---|---|---|---|\n");
+    for step in theirs {
+        let Some([low, ms, high]) = spread(&step.ms) else { continue };
+        let mine = rows.iter().find(|r| r.case == step.case).and_then(|r| Some(spread(&r.ms)?[1]));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} to {} | {} | {} |",
+            step.case,
+            step.variant,
+            step.dtype,
+            digits(ms),
+            digits(low),
+            digits(high),
+            digits(step.images as f64 / ms * 1e3),
+            mine.map_or(String::new(), |m| format!("{:.2}", ms / m)),
+        );
     }
 }
 
@@ -226,12 +280,12 @@ fn operations(out: &mut String, r: &Results, peaks: Option<&Peaks>) {
         else {
             continue;
         };
-        let pass = if row.pass == Pass::Forward { "forward" } else { "backward" };
         let _ = writeln!(
             out,
-            "| {} | {} | {pass} | {} | {} | {} to {} | {tflops} | {gbs} | {share} | {bound} |",
+            "| {} | {} | {} | {} | {} | {} to {} | {tflops} | {gbs} | {share} | {bound} |",
             row.op,
             row.case,
+            row.pass.name(),
             row.dtype,
             digits(ms),
             digits(low),
@@ -243,7 +297,7 @@ fn operations(out: &mut String, r: &Results, peaks: Option<&Peaks>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::bench::format::{Card, Machine, Torch, tests as made};
+    use crate::cli::bench::format::{Card, Machine, Torch, TorchStep, tests as made};
     use crate::ops::conv2d::Geometry;
 
     fn page(dir: &Path, text: &str) -> std::path::PathBuf {
@@ -332,6 +386,21 @@ mod tests {
             memory_bytes: 80 << 30,
         };
         let name = "NVIDIA H100 80GB HBM3";
+        let case = "imagenet, 64 images: whole step";
+        let step = Row {
+            suite: Suite::Step,
+            dtype: "bf16".into(),
+            images: Some(64),
+            launches: Some(1234),
+            ..made::row(case, &[200.0])
+        };
+        let theirs = TorchStep {
+            case: case.into(),
+            variant: "eager".into(),
+            dtype: "bf16".into(),
+            images: 64,
+            ms: vec![500.0],
+        };
         let machine =
             Machine { device: "cuda".into(), card: Some(card), threads: None, ..made::machine(name) };
         let torch = Torch {
@@ -340,9 +409,15 @@ mod tests {
             cudnn: 91_000,
             device: name.into(),
             rows: vec![torch],
+            steps: vec![theirs],
             errors: vec![],
         };
-        let r = Results { machine: Some(machine), rows: vec![row], torch: Some(torch), ..Results::default() };
+        let r = Results {
+            machine: Some(machine),
+            rows: vec![row, step],
+            torch: Some(torch),
+            ..Results::default()
+        };
         let text = body(&BTreeMap::from([(name.to_string(), r)]));
         assert!(
             text.contains("| the case | 8 | 2.00 | 494 | 4.00 | 50 % | arithmetic | 6.00 | 3.00 |"),
@@ -353,6 +428,16 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("PyTorch takes 2.50 times"), "{text}");
+        assert!(
+            text.contains("| imagenet, 64 images: whole step | bf16 | 1234 | 200 | 200 to 200 | 320 |"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "| imagenet, 64 images: whole step | eager | bf16 | 500 | 500 to 500 | 128 | 2.50 |"
+            ),
+            "{text}"
+        );
         assert!(!text.contains("No card has run this yet"));
     }
 }

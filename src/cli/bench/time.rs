@@ -12,7 +12,7 @@ use std::time::Instant;
 const SAMPLES: std::ops::RangeInclusive<usize> = 3..=50;
 
 /// Milliseconds as they are kept: four digits say all that a clock knows.
-fn rounded(ms: f64) -> f64 {
+pub(super) fn rounded(ms: f64) -> f64 {
     format!("{ms:.3e}").parse().unwrap_or(ms)
 }
 
@@ -40,7 +40,8 @@ pub fn cost(problem: &Problem, pass: Pass, dtype: DType) -> Result<(u64, u64)> {
         |t: &Tensor| (t.elems() * if t.dtype() == DType::F32 { dtype } else { t.dtype() }.size()) as u64;
     Ok(match pass {
         Pass::Forward => (flops, meta.iter().map(bytes).sum::<u64>() + bytes(&y)),
-        Pass::Backward => {
+        // Of what is not the forward pass alone.
+        Pass::Backward | Pass::Whole => {
             let read: u64 = case.op.save(&refs, &y).iter().map(bytes).sum();
             let wanted = meta.iter().zip(&case.inputs).filter(|(_, i)| i.grad);
             (2 * flops, bytes(&y) + read + wanted.map(|(t, _)| bytes(t)).sum::<u64>())
