@@ -202,7 +202,7 @@ mod tests {
             assert!(p.lanes.count_ones() == 1 && p.lanes <= THREADS as i32);
         }
         let (p, ..) = plan([64, 112, 112, 64], [56, 56], 1);
-        assert_eq!([p.tile_h, p.tile_w, p.lanes, p.across], [8, 8, 8, 1]);
+        assert_eq!([p.tile_h, p.tile_w, p.lanes, p.across], [4, 8, 8, 1]);
     }
 
     #[test]
