@@ -316,22 +316,33 @@ impl Trainer {
                 observer.on_skip(bad);
             }
             known_bad = loader.skipped().len();
-            let stop = self.stop.load(Ordering::Relaxed);
-            let run = &self.recipe.run;
-            let end = self.step == self.total_steps;
-            let save = self.step.is_multiple_of(run.save_every) || end || stop;
-            for out in self.engine.finished(&self.distiller, save)? {
-                let report = self.report(out, epochs.pop_front().unwrap_or_default());
-                let last_step = report.step == self.total_steps;
-                if report.step.is_multiple_of(run.log_every) || last_step || report.step == 1 {
-                    lines.write(&metrics(&report))?;
-                    if let Some(events) = &mut events {
-                        events.scalars(wall_time(), report.step, &scalars(&report))?;
+            let (end, every) = (self.step == self.total_steps, self.recipe.run.save_every);
+            let due = self.step.is_multiple_of(every) || end;
+            let mut done = self.engine.finished(&self.distiller, due)?;
+            // Whoever watches may ask for a stop: then what is still under way is waited for, and saved.
+            let stop = loop {
+                for out in std::mem::take(&mut done) {
+                    let report = self.report(out, epochs.pop_front().unwrap_or_default());
+                    let last_step = report.step == self.total_steps;
+                    let log_every = self.recipe.run.log_every;
+                    if report.step.is_multiple_of(log_every) || last_step || report.step == 1 {
+                        lines.write(&metrics(&report))?;
+                        if let Some(events) = &mut events {
+                            events.scalars(wall_time(), report.step, &scalars(&report))?;
+                        }
                     }
+                    observer.on_step(&report);
+                    last = Some(report);
                 }
-                observer.on_step(&report);
-                last = Some(report);
-            }
+                let stop = self.stop.load(Ordering::Relaxed);
+                if stop {
+                    done = self.engine.finished(&self.distiller, true)?;
+                }
+                if done.is_empty() {
+                    break stop;
+                }
+            };
+            let save = due || stop;
             if save {
                 let path = self.save()?;
                 observer.on_checkpoint(&path);
