@@ -60,7 +60,9 @@ impl Host {
     fn open(&self) -> Gpu {
         let options = Options { cache_dir: Some(gpu::CACHE.into()), ..Options::default() };
         // SAFETY: both live until the end of every test, where this value is dropped last.
-        unsafe { Gpu::from_raw(self.context.cast(), self.stream.cast(), options) }.unwrap()
+        let gpu = unsafe { Gpu::from_raw(self.context.cast(), self.stream.cast(), options) }.unwrap();
+        gpu.record_launches();
+        gpu
     }
 
     /// Memory of the program's with these values.

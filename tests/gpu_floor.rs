@@ -86,7 +86,7 @@ fn counts(gpu: &Gpu) -> [u64; 4] {
 
 #[test]
 fn launches_are_recorded_once_that_is_wanted() {
-    let Some(gpu) = gpu::device() else { return };
+    let Some(gpu) = gpu::device_with(Options::default()) else { return };
     check_scale(&gpu, 0);
     assert!(gpu.take_launches().is_empty(), "nobody asked yet");
     gpu.record_launches();

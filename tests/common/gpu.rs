@@ -17,9 +17,11 @@ pub fn simulator() -> Option<PathBuf> {
 pub const CACHE: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/kernel_cache");
 
 /// The card that `DTK_TEST_DEVICE=cuda[:N]` names, else the simulated one; `None`, with the reason printed, where something
-/// is missing, which is an error where `DTK_REQUIRE_SIMULATOR` is 1.
+/// is missing, which is an error where `DTK_REQUIRE_SIMULATOR` is 1. Its launches are recorded, for [`clean_after_launches`].
 pub fn device() -> Option<Gpu> {
-    device_with(Options::default())
+    let gpu = device_with(Options::default())?;
+    gpu.record_launches();
+    Some(gpu)
 }
 
 /// As [`device`], opened with these options; the driver is chosen here, and where no folder is named, kernels are kept in
@@ -61,20 +63,19 @@ fn simulated(options: Options) -> Result<Gpu, String> {
     Ok(gpu)
 }
 
-/// Asserts that the simulator found nothing since the last call, and makes it forget its launches. Always holds on a card.
+/// Asserts that the simulator has found nothing, whichever test of this process launched it. Always holds on a card.
+///
+/// Nothing is cleared: tests run beside each other on one simulated device, and one that cleared the report would take the
+/// findings of another.
 pub fn clean(gpu: &Gpu) {
     let Some(text) = gpu.report_json() else { return };
     let report: serde_json::Value = serde_json::from_str(&text).expect("the simulator writes JSON");
     assert_eq!(report["findings"], 0, "{text}");
-    gpu.report_clear();
 }
 
-/// As [`clean`]; and on the simulator there has to have been a launch.
+/// As [`clean`]; and through this handle something has to have been launched since it was asked last. The handle records its
+/// launches: that of [`device`] does.
 pub fn clean_after_launches(gpu: &Gpu) {
-    if let Some(text) = gpu.report_json() {
-        let report: serde_json::Value = serde_json::from_str(&text).expect("the simulator writes JSON");
-        let launches = report["launches"].as_array().expect("a list of launches");
-        assert!(!launches.is_empty(), "no kernel ran on the device");
-    }
+    assert!(!gpu.take_launches().is_empty(), "no kernel ran on the device");
     clean(gpu);
 }
