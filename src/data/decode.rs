@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage, RgbaImage};
 use std::io::{Cursor, Read};
 use std::path::Path;
 
@@ -17,11 +17,36 @@ pub const MAX_BYTES: u64 = 1 << 30;
 /// # Errors
 /// The file cannot be read ([`Error::io`]) or decoded ([`Error::format`]); both name it.
 pub fn decode_file(path: impl AsRef<Path>, background: [u8; 3]) -> Result<RgbImage> {
-    let path = path.as_ref();
+    decode(&read(path.as_ref())?, background, path)
+}
+
+/// Decodes the image file `path` with its straight alpha (255 where it has none). See [`decode`].
+///
+/// # Errors
+/// As [`decode_file`].
+pub fn decode_file_rgba(path: impl AsRef<Path>) -> Result<RgbaImage> {
+    Ok(decode_any(&read(path.as_ref())?, path.as_ref())?.into_rgba8())
+}
+
+/// Height and width of the image that [`decode_file`] gives, in pixels; only the header is decoded.
+///
+/// # Errors
+/// As [`decode_file`], as far as the header shows it.
+pub fn dimensions(path: impl AsRef<Path>) -> Result<(u32, u32)> {
+    let bytes = read(path.as_ref())?;
+    let (decoder, orientation) = open(&bytes, path.as_ref())?;
+    let (w, h) = decoder.dimensions();
+    use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+    let turned = matches!(orientation, Rotate90 | Rotate270 | Rotate90FlipH | Rotate270FlipH);
+    Ok(if turned { (w, h) } else { (h, w) })
+}
+
+/// The bytes of a file, but no more than one too many for [`decode`].
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "cannot read", e))?;
-    decode(&bytes, background, path)
+    Ok(bytes)
 }
 
 /// Decodes a JPEG, PNG, WebP or BMP, recognised by its content, to 8-bit RGB.
@@ -34,8 +59,24 @@ pub fn decode_file(path: impl AsRef<Path>, background: [u8; 3]) -> Result<RgbIma
 /// [`Error::format`]: an unknown format, damaged or truncated data, sides above [`MAX_SIDE`], or more than
 /// [`MAX_BYTES`] of pixels.
 pub fn decode(bytes: &[u8], background: [u8; 3], name: impl AsRef<Path>) -> Result<RgbImage> {
-    let bad =
-        |m: String| Error::format(&name, m).with_remedy("remove the file or replace it with an intact copy");
+    Ok(flatten(decode_any(bytes, name.as_ref())?, background))
+}
+
+fn bad(name: &Path, message: String) -> Error {
+    Error::format(name, message).with_remedy("remove the file or replace it with an intact copy")
+}
+
+fn decode_any(bytes: &[u8], name: &Path) -> Result<DynamicImage> {
+    let (decoder, orientation) = open(bytes, name)?;
+    let fail = |e: image::ImageError| bad(name, format!("cannot be decoded: {e}"));
+    let mut image = DynamicImage::from_decoder(decoder).map_err(fail)?;
+    image.apply_orientation(orientation);
+    Ok(image)
+}
+
+/// A decoder that has read the header, within the limits of [`decode`].
+fn open<'a>(bytes: &'a [u8], name: &Path) -> Result<(impl ImageDecoder + 'a, Orientation)> {
+    let bad = |m: String| bad(name, m);
     if bytes.len() as u64 > MAX_BYTES {
         return Err(bad(format!("is larger than the {} MiB an image file may have", MAX_BYTES >> 20)));
     }
@@ -69,9 +110,7 @@ pub fn decode(bytes: &[u8], background: [u8; 3], name: impl AsRef<Path>) -> Resu
     }
     // Damaged EXIF data is no reason to refuse the pixels.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut image = DynamicImage::from_decoder(decoder).map_err(fail)?;
-    image.apply_orientation(orientation);
-    Ok(flatten(image, background))
+    Ok((decoder, orientation))
 }
 
 /// Drops alpha by compositing over `background`, and converts to 8-bit RGB.
@@ -199,6 +238,10 @@ mod tests {
         // Orientation 6: the camera was turned, show it rotated by 90 degrees clockwise; the left becomes the top.
         let got = load(&bytes, WHITE).unwrap();
         assert_eq!(got.dimensions(), (8, 16));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("turned.jpg");
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(dimensions(&path).unwrap(), (16, 8));
         assert!(got.get_pixel(4, 2)[0] > 200 && got.get_pixel(4, 13)[2] > 200);
     }
 

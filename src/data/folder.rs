@@ -1,6 +1,7 @@
 //! A folder of images, or a text file that lists them.
 
 use super::decode::decode_file;
+use super::files::{find_files, is_image, key};
 use super::source::{ImageSource, digest};
 use crate::error::{Error, Result};
 use image::RgbImage;
@@ -31,8 +32,11 @@ impl ImageFolder {
     /// A folder is searched recursively for [`EXTENSIONS`]; hidden entries (a leading dot) are left out, links are
     /// followed, and a link back to a folder that contains it is not. Files are sorted by the bytes of their
     /// relative paths. A list keeps its order; its relative paths start at the list's own folder, and blank lines
-    /// are ignored. The class of an image is the first folder of its relative path; images without one, and
-    /// absolute paths of a list, have no label.
+    /// are ignored.
+    ///
+    /// Where every image has a first folder in its relative path, these folders are the classes, sorted by name as
+    /// torchvision's `ImageFolder` sorts them. Where an image lies outside of all folders, or a list has an absolute
+    /// path, no image has a label.
     ///
     /// # Errors
     /// [`Error::data`]: the path does not exist, has no image, or is a file that is not a UTF-8 list.
@@ -46,11 +50,7 @@ impl ImageFolder {
                 .with_remedy("give a folder of images or a text file with one image path per line")
         })?;
         let (root, paths) = if meta.is_dir() {
-            let mut found = Vec::new();
-            let canonical = path.canonicalize().map_err(|e| Error::io(path, "cannot resolve", e))?;
-            walk(path, Path::new(""), &mut vec![canonical], &mut found)?;
-            found.sort_by_cached_key(|p| key(p));
-            (path.to_path_buf(), found)
+            (path.to_path_buf(), find_files(path, &is_image)?)
         } else {
             (path.parent().map(Path::to_path_buf).unwrap_or_default(), read_list(path)?)
         };
@@ -69,16 +69,32 @@ impl ImageFolder {
                 _ => None,
             }
         };
+        let names: Option<Vec<String>> = paths.iter().map(|p| class_of(p)).collect();
         let classes: Vec<String> =
-            paths.iter().filter_map(|p| class_of(p)).collect::<BTreeSet<_>>().into_iter().collect();
-        let files = paths
-            .into_iter()
-            .map(|path| {
-                let class = class_of(&path).and_then(|c| classes.binary_search(&c).ok()).map(|i| i as u32);
-                Entry { path, class }
-            })
-            .collect();
+            names.iter().flatten().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let class = |i: usize| classes.binary_search(&names.as_ref()?[i]).ok().map(|c| c as u32);
+        let files = paths.into_iter().enumerate().map(|(i, path)| Entry { path, class: class(i) }).collect();
         Ok(ImageFolder { root, files, classes })
+    }
+
+    /// The same images, labelled with the classes of another set, so that an id means the same in both.
+    ///
+    /// # Errors
+    /// [`Error::data`]: a class of this set that is not among `classes`.
+    pub fn with_classes(mut self, classes: &[String]) -> Result<Self> {
+        let find = |name: &String| {
+            classes.iter().position(|c| c == name).map(|c| c as u32).ok_or_else(|| {
+                Error::data(format!("the class `{name}` is not among those expected: {}", classes.join(", ")))
+                    .with_file(&self.root)
+                    .with_remedy("name the class folders of all splits alike")
+            })
+        };
+        let ids = self.classes.iter().map(find).collect::<Result<Vec<u32>>>()?;
+        for file in &mut self.files {
+            file.class = file.class.map(|c| ids[c as usize]);
+        }
+        self.classes = classes.to_vec();
+        Ok(self)
     }
 
     /// The path of image `index`, or `None` beyond the end.
@@ -116,55 +132,6 @@ impl ImageSource for ImageFolder {
         let keys: Vec<Vec<u8>> = self.files.iter().map(|f| key(&f.path)).collect();
         format!("folder:{}:{}", self.len(), digest(keys.iter().map(Vec::as_slice)))
     }
-}
-
-/// The bytes a relative path is sorted and identified by: its parts joined with `/` on every system.
-fn key(path: &Path) -> Vec<u8> {
-    let parts: Vec<&[u8]> = path.components().map(|c| c.as_os_str().as_encoded_bytes()).collect();
-    parts.join(&b'/')
-}
-
-fn is_image(path: &Path) -> bool {
-    path.extension()
-        .and_then(|e| e.to_str())
-        .is_some_and(|e| EXTENSIONS.iter().any(|x| x.eq_ignore_ascii_case(e)))
-}
-
-/// Collects the images below `root/relative`. `above` holds the canonical paths of the folders being visited.
-fn walk(root: &Path, relative: &Path, above: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>) -> Result<()> {
-    let dir = root.join(relative);
-    let fail = |e| Error::io(&dir, "cannot list the folder", e);
-    for entry in std::fs::read_dir(&dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let child = relative.join(entry.file_name());
-        let mut kind = entry.file_type().map_err(fail)?;
-        if kind.is_symlink() {
-            match std::fs::metadata(entry.path()) {
-                Ok(m) => kind = m.file_type(),
-                // A dangling link to an image stays in the list: loading it reports which file is missing.
-                Err(_) if is_image(&child) => {
-                    found.push(child);
-                    continue;
-                }
-                Err(_) => continue,
-            }
-        }
-        if kind.is_dir() {
-            let canonical =
-                entry.path().canonicalize().map_err(|e| Error::io(entry.path(), "cannot resolve", e))?;
-            if !above.contains(&canonical) {
-                above.push(canonical);
-                walk(root, &child, above, found)?;
-                above.pop();
-            }
-        } else if kind.is_file() && is_image(&child) {
-            found.push(child);
-        }
-    }
-    Ok(())
 }
 
 fn read_list(path: &Path) -> Result<Vec<PathBuf>> {
@@ -206,15 +173,26 @@ mod tests {
         std::fs::write(dir.path().join("cat/notes.txt"), "no image").unwrap();
         let set = ImageFolder::open(dir.path()).unwrap();
         assert_eq!(names(&set), ["Z/1.png", "cat/a.png", "cat/x/deep.BMP", "dog/b.png", "top.PNG"]);
-        assert_eq!(set.classes(), ["Z", "cat", "dog"]);
-        let labels: Vec<_> = (0..5).map(|i| set.label(i)).collect();
-        assert_eq!(labels, [Some(0), Some(1), Some(1), Some(2), None]);
+        assert!(set.classes().is_empty());
+        assert!((0..4).all(|i| set.label(i).is_none()), "an image has no class");
         assert_eq!(set.load(2, [255; 3]).unwrap().as_raw()[0], 1);
         assert!(set.load(5, [255; 3]).unwrap_err().is_data());
         let before = set.fingerprint();
         assert_eq!(before, ImageFolder::open(dir.path()).unwrap().fingerprint());
         write(dir.path(), "dog/c.png", 0);
         assert_ne!(before, ImageFolder::open(dir.path()).unwrap().fingerprint());
+
+        std::fs::remove_file(dir.path().join("top.PNG")).unwrap();
+        std::fs::create_dir(dir.path().join("without images")).unwrap();
+        let set = ImageFolder::open(dir.path()).unwrap();
+        assert_eq!(set.classes(), ["Z", "cat", "dog"]);
+        let labels: Vec<_> = (0..6).map(|i| set.label(i)).collect();
+        assert_eq!(labels, [Some(0), Some(1), Some(1), Some(2), Some(2), None]);
+        let other = ["cat", "dog", "ox", "Z"].map(String::from);
+        let set = set.with_classes(&other).unwrap();
+        assert_eq!((set.label(0), set.label(1), set.classes()), (Some(3), Some(0), &other[..]));
+        let e = set.with_classes(&other[1..]).unwrap_err();
+        assert!(e.is_data() && e.to_string().contains("`cat`"), "{e}");
     }
 
     #[cfg(unix)]
@@ -241,9 +219,11 @@ mod tests {
         write(dir.path(), "img/cat/a.png", 5);
         let list = dir.path().join("train.txt");
         let absolute = dir.path().join("img/cat/a.png");
+        std::fs::write(&list, "img/cat/a.png\n").unwrap();
+        assert_eq!(ImageFolder::open(&list).unwrap().label(0), Some(0));
         std::fs::write(&list, format!("img/cat/a.png\r\n\n{}\n", absolute.display())).unwrap();
         let set = ImageFolder::open(&list).unwrap();
-        assert_eq!((set.len(), set.label(0), set.label(1)), (2, Some(0), None));
+        assert_eq!((set.len(), set.label(0), set.label(1)), (2, None, None));
         assert_eq!(set.load(0, [0; 3]).unwrap(), set.load(1, [0; 3]).unwrap());
     }
 

@@ -1,5 +1,6 @@
 //! What a set of images has to offer.
 
+use super::Mask;
 use crate::error::Result;
 use image::RgbImage;
 
@@ -30,6 +31,26 @@ pub trait ImageSource: Send + Sync {
 
     /// The class names; empty for a set without labels.
     fn classes(&self) -> &[String];
+
+    /// The class of every pixel of image `index`, as large as the image that [`ImageSource::load`] gives; ids index
+    /// [`ImageSource::mask_classes`] or are the [`ImageSource::ignore_index`]. `None` without masks.
+    ///
+    /// # Errors
+    /// The mask is absent, cannot be read, has another size than the image or an id out of range; also for an index
+    /// out of range.
+    fn mask(&self, _index: usize) -> Result<Option<Mask>> {
+        Ok(None)
+    }
+
+    /// The classes of the ids in masks; empty for a set without masks.
+    fn mask_classes(&self) -> &[String] {
+        &[]
+    }
+
+    /// The id of pixels that belong to no class and do not count.
+    fn ignore_index(&self) -> Option<u16> {
+        None
+    }
 
     /// Identifies the set and its order, to notice that a resumed run continues with other data. Cheap: it does not
     /// read the pixels of a folder of images.

@@ -216,7 +216,7 @@ fn halve(image: &RgbImage) -> RgbImage {
 
 /// Resizes with the antialiased Catmull-Rom filter, which is Pillow's BICUBIC: first along rows, then along columns.
 /// The order matters where the filter overshoots, because values are clipped in between.
-fn resize(image: &RgbImage, height: u32, width: u32) -> Result<RgbImage> {
+pub(super) fn resize(image: &RgbImage, height: u32, width: u32) -> Result<RgbImage> {
     let (w, h) = image.dimensions();
     let fail = |e: String| Error::shape("resize", format!("{w}x{h} pixels to {width}x{height}: {e}"));
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));

@@ -129,8 +129,8 @@ pub fn metrics(run: &Path) -> Vec<(u64, f64)> {
 
 /// Writes `n` scenes of 40x36 pixels into a folder, one after another in the given formats.
 pub fn write_images(dir: &Path, prefix: &str, n: usize, extensions: &[&str]) {
-    use dtk::data::ImageSource;
-    let scenes = dtk::data::BuiltinScenes::new(n, 36, 40).unwrap();
+    use dtk::data::{ImageSource, SceneConfig, Scenes};
+    let scenes = Scenes::new(SceneConfig { count: n, first: 0, height: 36, width: 40 }).unwrap();
     std::fs::create_dir_all(dir).unwrap();
     for i in 0..n {
         let path = dir.join(format!("{prefix}{i:02}.{}", extensions[i % extensions.len()]));

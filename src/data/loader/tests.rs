@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::{BuiltinScenes, ImageFolder};
+use crate::data::{ImageFolder, SceneConfig, Scenes};
 use image::{Rgb, RgbImage};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -308,8 +308,9 @@ fn loads_a_folder() {
 }
 
 #[test]
-fn loads_builtin_scenes() {
-    let source: Arc<dyn ImageSource> = Arc::new(BuiltinScenes::new(6, 12, 12).unwrap());
+fn loads_scenes() {
+    let scenes = Scenes::new(SceneConfig { count: 6, first: 0, height: 12, width: 12 }).unwrap();
+    let source: Arc<dyn ImageSource> = Arc::new(scenes);
     let got = run(&source, LoaderConfig { height: 8, width: 8, crop: Crop::Center, ..config(4, 2) }, 0, 3);
     assert!(got.iter().all(|b| b.3.iter().all(|v| (-1.0..=1.0).contains(v))));
     assert!(got.iter().all(|b| b.2.iter().all(Option::is_some)));
