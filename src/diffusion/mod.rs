@@ -1,14 +1,18 @@
-//! The arithmetic of diffusion: noise schedules, the forward process, deterministic DDIM encoding.
+//! The arithmetic of diffusion: noise schedules, the forward process, deterministic DDIM encoding, training, sampling.
 //!
 //! Follows guided-diffusion (Dhariwal and Nichol, "Diffusion models beat GANs on image synthesis", 2021): time steps
 //! are indices `0..steps` and index 0 already holds one step of noise. Tables are f64, images f32 `[N, H, W, C]`.
 
 mod ddim;
+mod denoiser;
 mod noise;
+mod sample;
 mod schedule;
 
 pub use ddim::{DdimStep, EpsModel, ddim_encode};
+pub use denoiser::{Denoiser, DenoiserStep, ProcessConfig};
 pub use noise::Noise;
+pub use sample::{Sampler, sample};
 pub use schedule::{BetaSchedule, Respacing, Schedule, space_timesteps};
 
 use crate::error::{Error, Result};

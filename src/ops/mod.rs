@@ -39,7 +39,7 @@ macro_rules! for_each_op {
     ($then:ident) => {
         $then! {
             adaptive_avg_pool, add, attention, attention_transfer, avg_pool, batch_norm, concat, conv2d,
-            cross_entropy, dice, drop_path, dropout, embedding, feature_loss, gelu, global_avg_pool, group_norm,
+            cross_entropy, dice, diffusion_loss, drop_path, dropout, embedding, feature_loss, gelu, global_avg_pool, group_norm,
             layer_norm, linear, max_pool, relu, resize, scale, silu, softmax, weighted_sum, whiten_mse,
         }
     };
@@ -141,6 +141,15 @@ pub trait Op: Debug + Send + Sync {
 
     /// The definition in f64, written for clarity: `inputs` are f64 tensors (labels i64).
     fn reference(&self, inputs: &[&Tensor]) -> Result<Tensor>;
+
+    /// The definition where the gradient counts parts of the inputs as constants: those are taken from `held`. Central
+    /// differences move `inputs` alone. By default nothing is held.
+    ///
+    /// # Errors
+    /// As [`Op::reference`].
+    fn reference_near(&self, inputs: &[&Tensor], _held: &[&Tensor]) -> Result<Tensor> {
+        self.reference(inputs)
+    }
 
     /// The gradients of the definition in f64, one for every input, for the gradient `gy` of the result. `None`, the
     /// default, where checks take central differences of [`Op::reference`] instead; kernels deserve a comparison of every

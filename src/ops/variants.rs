@@ -29,6 +29,7 @@ pub fn kernel_variants() -> Vec<Variant> {
         super::conv2d::depthwise_variants,
         super::cross_entropy::variants,
         super::dice::variants,
+        super::diffusion_loss::variants,
         super::drop_path::variants,
         super::dropout::variants,
         super::embedding::variants,
