@@ -11,6 +11,11 @@ use serde_json::{Map, Value};
 /// The largest width, depth or number of classes that configurations accept; beyond it lies a typing error.
 pub(super) const MAX_SIZE: usize = 1 << 17;
 
+/// ImageNet's channel means, for RGB values in 0..1.
+pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// ImageNet's channel standard deviations, for RGB values in 0..1.
+pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
+
 /// Checks that all of `sizes` are from 1 to [`MAX_SIZE`].
 pub(super) fn check_sizes<'a>(
     model: &str,

@@ -3,6 +3,7 @@
 pub mod adm;
 pub mod backbone;
 pub mod convnext;
+pub mod heads;
 pub mod regressor;
 pub mod resnet;
 pub mod zoo;

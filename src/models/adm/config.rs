@@ -78,6 +78,7 @@ impl AdmConfig {
         ("bdd100k_128x256", Self::bdd100k_128x256),
         ("small", Self::small),
         ("tiny", Self::tiny),
+        ("scenes32", Self::scenes32),
     ];
 
     /// The configuration of a name in [`AdmConfig::NAMED`].
@@ -154,6 +155,20 @@ impl AdmConfig {
             channel_mult: vec![1.0, 1.0, 1.0, 2.0, 2.0, 2.0],
             attention_ds: vec![16, 32],
             num_head_channels: Some(32),
+            ..Self::imagenet256()
+        }
+    }
+
+    /// The teacher that dtk brings along, for images of 32 pixels: four levels with strides 1, 2, 4 and 8, 1.5 M parameters.
+    pub fn scenes32() -> Self {
+        AdmConfig {
+            model_channels: 32,
+            num_res_blocks: 1,
+            channel_mult: vec![1.0, 2.0, 2.0, 2.0],
+            attention_ds: vec![4, 8],
+            num_head_channels: Some(32),
+            resblock_updown: false,
+            conv_resample: false,
             ..Self::imagenet256()
         }
     }

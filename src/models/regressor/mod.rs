@@ -3,7 +3,7 @@
 //! The paper (section 3.1) uses an FPN with a pyramid pooling module; its arithmetic here is that of mmseg's UPerHead
 //! with one 1x1 convolution per level on top. The other kinds are the paper's ablation of the regressor.
 
-mod parts;
+pub(super) mod parts;
 
 use crate::error::{Error, Result};
 use crate::nn::{Builder, Conv2d, Ctx, LayerNorm};

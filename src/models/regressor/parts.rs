@@ -1,4 +1,4 @@
-//! What a regressor is made of: ConvModules, pyramid pooling, self-attention.
+//! What regressors and segmentation heads are made of: ConvModules, pyramid pooling, self-attention.
 
 use crate::error::Result;
 use crate::nn::{BatchNorm2d, Builder, Conv2d, Ctx, Init, LayerNorm, Layout, Linear};
@@ -9,14 +9,20 @@ use crate::tape::Var;
 
 /// OpenMMLab's ConvModule: convolution without bias, batch norm, ReLU. Keys `conv`, `bn`.
 #[derive(Clone, Debug)]
-pub(super) struct ConvModule {
+pub(in crate::models) struct ConvModule {
     conv: Conv2d,
     bn: BatchNorm2d,
 }
 
 impl ConvModule {
     /// With padding `kernel / 2`.
-    pub(super) fn new(b: &mut Builder<'_>, c_in: usize, c_out: usize, kernel: usize, stride: usize) -> Self {
+    pub(in crate::models) fn new(
+        b: &mut Builder<'_>,
+        c_in: usize,
+        c_out: usize,
+        kernel: usize,
+        stride: usize,
+    ) -> Self {
         let op =
             ops::conv2d::Conv2d { stride: [stride; 2], pad: [kernel / 2; 2], dilation: [1; 2], groups: 1 };
         let init = Init::KaimingNormalFanOut;
@@ -26,14 +32,14 @@ impl ConvModule {
         }
     }
 
-    pub(super) fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
+    pub(in crate::models) fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
         let (y, stats) = self.conv.forward_with_stats(ctx, x)?;
         self.bn.forward_after(ctx, &y, stats, None, true)
     }
 }
 
 /// `x` resized bilinearly (corners not aligned) to the height and width of `like`.
-pub(super) fn resize_to(ctx: &mut Ctx<'_>, x: &Var, like: &Var) -> Result<Var> {
+pub(in crate::models) fn resize_to(ctx: &mut Ctx<'_>, x: &Var, like: &Var) -> Result<Var> {
     let (_, h, w, _) = like.shape().nhwc("resize")?;
     let (_, xh, xw, _) = x.shape().nhwc("resize")?;
     if (xh, xw) == (h, w) {
@@ -46,14 +52,14 @@ pub(super) fn resize_to(ctx: &mut Ctx<'_>, x: &Var, like: &Var) -> Result<Var> {
 /// PSPNet's pyramid pooling: for each scale s, average-pool to s x s, 1x1 ConvModule, resize back; then a 3x3
 /// ConvModule on the concatenation of the input and all of them.
 #[derive(Clone, Debug)]
-pub(super) struct PyramidPooling {
+pub(in crate::models) struct PyramidPooling {
     scales: Vec<(usize, ConvModule)>,
     bottleneck: ConvModule,
 }
 
 impl PyramidPooling {
     /// Registers `psp_modules.i.1` and `bottleneck` at `b`'s path.
-    pub(super) fn new(b: &mut Builder<'_>, c_in: usize, c_out: usize, scales: &[usize]) -> Self {
+    pub(in crate::models) fn new(b: &mut Builder<'_>, c_in: usize, c_out: usize, scales: &[usize]) -> Self {
         let module = |(i, &s): (usize, &usize)| {
             (s, ConvModule::new(&mut b.pp(format!("psp_modules.{i}.1")), c_in, c_out, 1, 1))
         };
@@ -63,7 +69,7 @@ impl PyramidPooling {
         }
     }
 
-    pub(super) fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
+    pub(in crate::models) fn forward(&self, ctx: &mut Ctx<'_>, x: &Var) -> Result<Var> {
         let mut parts = vec![x.clone()];
         for (s, conv) in &self.scales {
             let pool = ops::adaptive_avg_pool::AdaptiveAvgPool { out: [*s; 2] };
