@@ -1,5 +1,6 @@
 //! One interface to the weights of a file, whatever its format.
 
+use super::builtin;
 use super::pt::PtFile;
 use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
@@ -46,12 +47,15 @@ struct Stored {
 
 impl StateDict {
     /// Opens a safetensors file, a PyTorch zip file, or a folder with `model.safetensors.index.json` (or a single
-    /// `model.safetensors`). The content decides, not the extension.
+    /// `model.safetensors`). The content decides, not the extension. `builtin:NAME` are weights within the program.
     ///
     /// # Errors
     /// Unreadable or malformed files, and files of another format.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if let Some(bytes) = builtin::find(&path.to_string_lossy())? {
+            return Ok(Self::of_safetensors(path, SafetensorsFile::from_static(path, bytes)?));
+        }
         if path.is_dir() {
             return Self::open_folder(path);
         }
@@ -60,16 +64,7 @@ impl StateDict {
         file.take(9).read_to_end(&mut head).map_err(|e| Error::io(path, "cannot read", e))?;
         // safetensors: an 8-byte header length, then JSON.
         if head.len() == 9 && head[8] == b'{' && !head.starts_with(b"PK") {
-            let file = SafetensorsFile::open(path)?;
-            let entries =
-                file.names().map(|n| (n.to_string(), Stored { name: n.to_string(), leaf: 0 })).collect();
-            let metadata = Arc::new(file.metadata().clone());
-            return Ok(StateDict {
-                path: path.to_path_buf(),
-                source: Arc::new(Source::Safetensors(file)),
-                entries,
-                metadata,
-            });
+            return Ok(Self::of_safetensors(path, SafetensorsFile::open(path)?));
         }
         if head.starts_with(b"PK") || head.first() == Some(&0x80) || !is_named_safetensors(path) {
             let file = PtFile::open(path)?;
@@ -84,6 +79,13 @@ impl StateDict {
         }
         Err(Error::format(path, "named .safetensors, but it does not begin like one")
             .with_remedy("check that the file was copied completely"))
+    }
+
+    fn of_safetensors(path: &Path, file: SafetensorsFile) -> Self {
+        let entries =
+            file.names().map(|n| (n.to_string(), Stored { name: n.to_string(), leaf: 0 })).collect();
+        let metadata = Arc::new(file.metadata().clone());
+        StateDict { path: path.to_path_buf(), source: Arc::new(Source::Safetensors(file)), entries, metadata }
     }
 
     fn open_folder(dir: &Path) -> Result<Self> {

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::nn::Ctx;
 use crate::ops::attention_transfer::AtDistance;
 use crate::ops::feature_loss;
-use crate::ops::whiten_mse::Whiten;
+use crate::ops::whiten_mse::{Whiten, whiten};
 use crate::tape::Var;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -62,6 +62,14 @@ impl LossConfig {
                 .with_remedy("give an exponent of at least 1"));
         }
         Ok(())
+    }
+
+    /// A raw map of the teacher `[N, h, w, C]` as the student is asked to match it by the MSE: whitened.
+    ///
+    /// # Errors
+    /// No map of this form in host memory.
+    pub fn target(&self, teacher: &Tensor) -> Result<Tensor> {
+        whiten(teacher, self.whiten, EPS)
     }
 }
 

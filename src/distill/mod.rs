@@ -20,11 +20,12 @@ mod precision;
 mod student;
 mod teacher;
 
+pub use crate::models::backbone::{IMAGENET_MEAN, IMAGENET_STD};
 pub use device_teacher::DeviceTeacher;
 pub use distiller::{Distiller, LevelMetrics, StepOutput};
 pub use label::{LabelLossConfig, mixed_loss};
 pub use loss::{FeatureLoss, LevelLoss, LossConfig, feature_loss, mean_of_levels};
 pub use plan::{Part, Plan};
 pub use precision::MapError;
-pub use student::{IMAGENET_MEAN, IMAGENET_STD, Student, StudentConfig, normalize_imagenet};
+pub use student::{Student, StudentConfig, normalize_imagenet};
 pub use teacher::{NoiseLevel, TapsConfig, Teacher, TeacherConfig, TeacherModel};

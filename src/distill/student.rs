@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::models::adm::TapInfo;
-use crate::models::backbone::{Backbone, BackboneConfig};
+use crate::models::backbone::{Backbone, BackboneConfig, IMAGENET_MEAN, IMAGENET_STD};
 use crate::models::regressor::{Regressor, RegressorConfig, pair_levels};
 use crate::nn::{Ctx, ParamStore};
 use crate::tape::Var;
@@ -22,11 +22,6 @@ pub struct StudentConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
 }
-
-/// ImageNet's channel means, for RGB values in 0..1.
-pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// ImageNet's channel standard deviations, for RGB values in 0..1.
-pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// What a student sees of images in -1..1: `((x + 1) / 2 - mean) / std` with ImageNet's statistics.
 ///

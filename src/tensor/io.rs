@@ -9,11 +9,28 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// The bytes of a file.
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    Static(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
+}
+
 /// A memory-mapped safetensors file. Nothing is read before it is asked for, and the header is validated on opening:
 /// a truncated file, an oversized or malformed header and overlapping or missing data are errors.
 pub struct SafetensorsFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    map: Bytes,
     entries: BTreeMap<String, (DType, Shape, std::ops::Range<usize>)>,
     metadata: BTreeMap<String, String>,
 }
@@ -25,19 +42,27 @@ impl SafetensorsFile {
     /// Unreadable file, malformed header, unsupported dtype or shape.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bad = |e: &dyn std::fmt::Display| {
-            Error::format(path, format!("not a valid safetensors file ({e})"))
-                .with_remedy("check that the file was copied completely and is in the safetensors format")
-        };
         let file = File::open(path).map_err(|e| Error::io(path, "cannot open", e))?;
         let len = file.metadata().map_err(|e| Error::io(path, "cannot stat", e))?.len();
         if len < 8 {
-            return Err(bad(&format!("{len} bytes are too few for a header")));
+            return Err(malformed(path, &format!("{len} bytes are too few for a header")));
         }
         // SAFETY: the map is read-only. dtk never writes a checkpoint in place (temp name, then rename), so the file
         // behind the map does not change; if another program truncates it, access faults as with any mapped file.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "cannot map", e))?;
-        let (header_len, header) = SafeTensors::read_metadata(&map).map_err(|e| bad(&e))?;
+        Self::read(path, Bytes::Mapped(map))
+    }
+
+    /// Validates a file that is part of the program; `label` stands where errors name the file.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn from_static(label: impl AsRef<Path>, bytes: &'static [u8]) -> Result<Self> {
+        Self::read(label.as_ref(), Bytes::Static(bytes))
+    }
+
+    fn read(path: &Path, map: Bytes) -> Result<Self> {
+        let (header_len, header) = SafeTensors::read_metadata(&map).map_err(|e| malformed(path, &e))?;
         let base = 8 + header_len;
         let mut entries = BTreeMap::new();
         for (name, info) in header.tensors() {
@@ -99,6 +124,11 @@ impl SafetensorsFile {
                 Tensor::new(*shape, Storage::Cpu(b)).map_err(|e| e.with_file(&self.path).with_key(name))
             })
     }
+}
+
+fn malformed(path: &Path, e: &dyn std::fmt::Display) -> Error {
+    Error::format(path, format!("not a valid safetensors file ({e})"))
+        .with_remedy("check that the file was copied completely and is in the safetensors format")
 }
 
 /// Writes tensors to a safetensors file: to a temporary name beside it, flushed to disk, then renamed, so that the

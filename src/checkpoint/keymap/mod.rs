@@ -10,19 +10,11 @@ mod resnet;
 use super::state_dict::StateDict;
 use crate::base::Shape;
 use crate::error::{Error, Result};
+pub use crate::models::backbone::Family;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-
-/// A family of backbones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// ResNets with basic or bottleneck blocks and a 7x7 stem.
-    ResNet,
-    /// ConvNeXt (version 1).
-    ConvNext,
-}
 
 /// Whose names a checkpoint uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
