@@ -1,4 +1,4 @@
-//! The distillation step of the recipe `quickstart`: the teacher alone, the student alone (forward, loss, backward),
+//! The distillation step of the recipe `benchmark`: the teacher alone, the student alone (forward, loss, backward),
 //! and everything with clipping and optimiser. On a card, where there is one (not on the simulator), the phases of the step of
 //! `imagenet` with 64 images, random weights, each a captured graph. Throughput is in images ("elem/s").
 
@@ -35,7 +35,7 @@ fn student_only(d: &Distiller, images: &Tensor, targets: &[Tensor]) -> Result<us
 }
 
 fn step(c: &mut Criterion) {
-    let recipe = recipe::resolve("quickstart", &[]).expect("a built-in recipe");
+    let recipe = recipe::resolve("benchmark", &[]).expect("a built-in recipe");
     let mut d = distiller(&recipe).expect("its parts fit");
     let mut optimizer = recipe.optimizer.build().expect("a valid optimiser");
     let (n, h, w) = (recipe.train.batch, recipe.data.height as usize, recipe.data.width as usize);
@@ -45,7 +45,7 @@ fn step(c: &mut Criterion) {
     let images = Tensor::from_vec([n, h, w, 3], pixels).expect("as many pixels as elements");
     let positions: Vec<u64> = (0..n as u64).collect();
 
-    let mut group = c.benchmark_group("quickstart_step");
+    let mut group = c.benchmark_group("benchmark_step");
     group.sample_size(10).throughput(Throughput::Elements(n as u64));
     group.warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(5));
     group.bench_function("teacher", |b| {

@@ -4,7 +4,7 @@
 //! cargo run --release --example distill_custom_loop
 //! ```
 
-use dtk::data::{BuiltinScenes, ImageSource, transform};
+use dtk::data::{ImageSource, SceneConfig, Scenes, transform};
 use dtk::optim::{AdamWConfig, clip_grad_norm};
 use dtk::prelude::*;
 use dtk::train::{apply_gradients, fill_backbone, fill_teacher};
@@ -15,7 +15,8 @@ const SEED: u64 = 0;
 
 fn main() -> Result<()> {
     // The images: here the built-in scenes, but any `[N, H, W, 3]` tensor with values in -1..1 will do.
-    let scenes = BuiltinScenes::new(3 * BATCH, SIDE as u32, SIDE as u32)?;
+    let (height, width) = (SIDE as u32, SIDE as u32);
+    let scenes = Scenes::new(SceneConfig { count: 3 * BATCH, first: 0, height, width })?;
     let batch = |step: usize| {
         let images: Result<Vec<_>> =
             (step * BATCH..(step + 1) * BATCH).map(|i| scenes.load(i, [255; 3])).collect();

@@ -41,7 +41,7 @@ pub fn recipe() -> Result<Recipe> {
         "teacher.model={ model_channels = 32, learn_sigma = true, num_res_blocks = 1, channel_mult = [1.0, 1.0, 1.0, 1.0], \
          attention_ds = [8], num_head_channels = 32, use_scale_shift_norm = true, resblock_updown = true }",
     ];
-    dtk::recipe::resolve("quickstart", &overrides.map(String::from))
+    dtk::recipe::resolve("benchmark", &overrides.map(String::from))
 }
 
 /// Teacher, student and loss, with random weights.

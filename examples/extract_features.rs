@@ -6,7 +6,7 @@
 //! cargo run --release --example extract_features -- photo.jpg imagenet256 256x256_diffusion_uncond.pt
 //! ```
 
-use dtk::data::{BuiltinScenes, ImageSource, decode, transform};
+use dtk::data::{ImageSource, SceneConfig, Scenes, decode, transform};
 use dtk::distill::TeacherModel;
 use dtk::prelude::*;
 use dtk::train::fill_teacher;
@@ -23,7 +23,9 @@ fn main() -> Result<()> {
     let side = if config.weights == "random" { 64 } else { 256 };
     let image = match image {
         Some(path) => decode::decode_file(path, [255; 3])?,
-        None => BuiltinScenes::new(1, side, side)?.load(0, [255; 3])?,
+        None => {
+            Scenes::new(SceneConfig { count: 1, first: 0, height: side, width: side })?.load(0, [255; 3])?
+        }
     };
     let image = transform::to_tensor(&[transform::center_crop(&image, side, side)?])?;
 

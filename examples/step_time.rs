@@ -1,4 +1,4 @@
-//! Times the whole distillation step of the recipe `quickstart` on images in memory: teacher, student forward and
+//! Times the whole distillation step of the recipe `benchmark` on images in memory: teacher, student forward and
 //! backward, clipping, optimiser. `tools/bench_torch.py` times the same step in PyTorch.
 //!
 //! ```text
@@ -22,7 +22,7 @@ fn main() -> Result<()> {
             Error::usage(format!("`{n}` is no number of steps")).with_remedy("give a number of at least 1")
         })?,
     };
-    let recipe = recipe::resolve("quickstart", &[])?;
+    let recipe = recipe::resolve("benchmark", &[])?;
     let (seed, batch) = (recipe.seed, recipe.train.batch);
     let hw = [recipe.data.height as usize, recipe.data.width as usize];
     let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, seed, |p| {

@@ -50,8 +50,10 @@
 //! | [`models`] | ADM U-Net, ResNet, ConvNeXt, feature regressors, the table of known networks |
 //! | [`diffusion`] | noise schedules, the forward process, DDIM encoding |
 //! | [`distill`], [`optim`], [`data`], [`checkpoint`] | teacher, student and loss; optimisers and schedules; images; foreign checkpoints |
+//! | [`viz`] | feature maps as pictures, segments, charts |
+//! | [`eval`] | what a backbone is worth: nearest neighbours, linear probe, segmentation, fine-tuning |
 //! | [`recipe`] | a whole run as TOML |
-//! | [`train`] | the loop with resume and metrics; feature extraction |
+//! | [`train`] | the loop with resume and metrics; feature extraction; the report |
 #![cfg_attr(feature = "cli", doc = "| [`cli`] | the program's subcommands; the only layer that prints |")]
 //!
 //! # Features
@@ -81,6 +83,7 @@ pub mod data;
 pub mod diffusion;
 pub mod distill;
 pub mod error;
+pub mod eval;
 pub mod gpu;
 pub mod models;
 pub mod nn;
@@ -90,6 +93,7 @@ pub mod recipe;
 pub mod tape;
 pub mod tensor;
 pub mod train;
+pub mod viz;
 
 pub use error::{Error, Result};
 

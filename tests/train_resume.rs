@@ -143,7 +143,7 @@ fn the_loss_falls_and_features_align() {
     }
     let cosine: Number = |r| r.levels.iter().map(|l| l.cosine).sum::<f32>() / r.levels.len() as f32;
     let (a, b) = (mean(first, cosine), mean(last, cosine));
-    assert!(b > a + 0.1, "cosine: {a} at the beginning, {b} at the end");
+    assert!(b > a + 0.05, "cosine: {a} at the beginning, {b} at the end");
     let strides: Vec<usize> = watch.reports[0].levels.iter().map(|l| l.stride).collect();
     assert_eq!(strides, [2, 4, 8], "fine to coarse");
     let lr: Vec<f64> = watch.reports.iter().map(|r| r.lr).collect();

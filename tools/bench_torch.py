@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The yardstick: dtk's quickstart step, and its conv2d benchmark shapes, in PyTorch on the CPU.
+"""The yardstick: the step of dtk's recipe `benchmark`, and its conv2d benchmark shapes, in PyTorch on the CPU.
 
     python3 tools/bench_torch.py [--steps 10] [--threads N]     one line: ms/step and img/s
     python3 tools/bench_torch.py --ops                          GFLOP/s of each convolution, forward and backward

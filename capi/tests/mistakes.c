@@ -34,7 +34,7 @@ int main(void) {
     dtk_options options = DTK_OPTIONS_INIT;
     EXPECT(dtk_open(&options, NULL), DTK_ERROR_USAGE, "out");
     EXPECT(dtk_open(&options, &d), DTK_ERROR_USAGE, "options.recipe");
-    options.recipe = "quickstart";
+    options.recipe = "benchmark";
     options.abi_version = 77;
     EXPECT(dtk_open(&options, &d), DTK_ERROR_USAGE, "77");
     options.abi_version = DTK_ABI_VERSION;
@@ -45,7 +45,7 @@ int main(void) {
     EXPECT(dtk_open(&options, &d), DTK_ERROR_USAGE, "no/such/recipe.toml");
     options.recipe = "\xff\xfe";
     EXPECT(dtk_open(&options, &d), DTK_ERROR_USAGE, "UTF-8");
-    options.recipe = "quickstart";
+    options.recipe = "benchmark";
     options.override_count = 1;
     EXPECT(dtk_open(&options, &d), DTK_ERROR_USAGE, "options.overrides");
     const char *one = NULL;

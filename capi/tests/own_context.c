@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
         "student.regressor={ kind = \"fpn_ppm\", channels = 16 }", "lr.schedule={ name = \"constant\" }",
     };
     dtk_options options = DTK_OPTIONS_INIT;
-    options.recipe = "quickstart";
+    options.recipe = "benchmark";
     options.overrides = overrides;
     options.override_count = sizeof overrides / sizeof overrides[0];
     dtk_distiller *host = NULL, *d = NULL;

@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
     draw(pixels);
 
     dtk_options options = DTK_OPTIONS_INIT;
-    options.recipe = "quickstart";
+    options.recipe = "benchmark";
     options.overrides = overrides;
     options.override_count = sizeof overrides / sizeof overrides[0];
     options.device = argc > 1 ? argv[1] : "cpu";

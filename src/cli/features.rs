@@ -83,7 +83,7 @@ impl Features {
 }
 
 /// The element type of a name, out of those that an option takes.
-fn among(name: &str, option: &str, types: &[DType]) -> Result<DType> {
+pub(super) fn among(name: &str, option: &str, types: &[DType]) -> Result<DType> {
     types.iter().copied().find(|t| t.to_string() == name).ok_or_else(|| {
         let names: Vec<String> = types.iter().map(DType::to_string).collect();
         Error::usage(format!("unknown element type `{name}`"))

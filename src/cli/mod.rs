@@ -19,13 +19,18 @@ macro_rules! eprintln {
 
 mod bench;
 mod check;
+mod data;
 mod device_plan;
+mod eval;
+mod export;
 mod features;
 mod info;
 mod models;
 mod plan;
 mod progress;
+mod teacher;
 mod train;
+mod viz;
 mod warm;
 
 use crate::error::{Error, Result};
@@ -47,16 +52,27 @@ struct Cli {
 enum Command {
     /// Distil a teacher into a backbone (the main job).
     Train(train::Train),
+    /// Train a diffusion network of one's own, draw pictures with it, convert checkpoints of others.
+    #[command(subcommand)]
+    Teacher(teacher::Teacher),
     /// Write feature maps of teacher or student to a safetensors file.
     Features(features::Features),
+    /// Measure a backbone: nearest neighbours, linear classifier, segmentation, fine-tuning; beside others.
+    Eval(eval::Eval),
+    /// Write a backbone for timm, torchvision, Detectron2, OpenMMLab or the official ConvNeXt.
+    Export(export::Export),
     /// List the networks dtk knows, their parameters, levels and where public weights are.
     Models(models::Models),
+    /// Make and examine sets of images: render scenes, compose cut-outs, inspect.
+    Data(data::Data),
     /// Run every operation against its f64 reference on this machine.
     Check(check::Check),
     /// Time the operations on this machine; report and merge such measurements.
     Bench(bench::Bench),
     /// Say what this machine offers: processor, threads, memory, devices.
     Info(info::Info),
+    /// Pictures of features, segments and masks; the report of a run.
+    Viz(viz::Viz),
     /// Compile all kernels now, so that no run waits for the compiler.
     Warm(warm::Warm),
 }
@@ -64,13 +80,13 @@ enum Command {
 /// Where a command gets its recipe from, and where it computes.
 #[derive(Args, Clone, Debug)]
 struct RecipeArgs {
-    /// A recipe: a TOML file or a built-in name (quickstart, imagenet, imagenet_convnext, lsun, ffhq, bdd100k).
+    /// A recipe: a TOML file or a built-in name (quickstart, benchmark, imagenet, imagenet_convnext, lsun, ffhq, bdd100k).
     #[arg(long, default_value = "quickstart", value_name = "FILE|NAME")]
     recipe: String,
     /// Change one value of the recipe, e.g. --set train.batch=64. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// The images: a folder, a list of files, or an IDX file. Short for --set data.path=...
+    /// The images: a folder (of images, with masks, in IDX files or splits), a list, or an IDX file. Short for --set data.path=...
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// The teacher's checkpoint (safetensors or PyTorch). Short for --set teacher.weights=...
@@ -157,11 +173,16 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match &cli.command {
         Command::Train(c) => c.run(),
+        Command::Teacher(c) => c.run(),
         Command::Features(c) => c.run(),
+        Command::Eval(c) => c.run(),
+        Command::Export(c) => c.run(),
         Command::Models(c) => c.run(),
+        Command::Data(c) => c.run(),
         Command::Check(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Info(c) => c.run(),
+        Command::Viz(c) => c.run(),
         Command::Warm(c) => c.run(),
     };
     match done {

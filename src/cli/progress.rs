@@ -1,7 +1,7 @@
 //! Progress of a training run: a bar on a terminal, plain lines elsewhere.
 
 use crate::data::Skipped;
-use crate::train::{Observer, Setup, StepReport};
+use crate::train::{Observer, Setup, StepReport, TeacherObserver, TeacherReport, TeacherSetup};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
@@ -30,6 +30,52 @@ impl Progress {
             None => println!("{line}"),
         }
     }
+
+    /// Begins the bar, where there is a terminal.
+    fn begin(&mut self, start: u64, total: u64) {
+        if std::io::stdout().is_terminal() {
+            let bar = ProgressBar::new(total).with_position(start);
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed}<{eta} {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.bar = Some(bar);
+        }
+    }
+
+    /// Shows a step out of `total`: what is special to the run, then speed, and how much of the time `[whole, waiting]` went
+    /// into waiting for `images` images.
+    fn show(&mut self, [step, total]: [u64; 2], images: usize, [time, wait]: [Duration; 2], text: &str) {
+        self.recent.push_back((images, time, wait));
+        if self.recent.len() > WINDOW {
+            self.recent.pop_front();
+        }
+        let sum = |f: fn(&(usize, Duration, Duration)) -> f64| self.recent.iter().map(f).sum::<f64>();
+        let time = sum(|r| r.1.as_secs_f64()).max(1e-9);
+        let (rate, wait) = (sum(|r| r.0 as f64) / time, 100.0 * sum(|r| r.2.as_secs_f64()) / time);
+        let text = format!("{text}  {rate:.1} img/s  wait {wait:.0} %");
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(step);
+                bar.set_message(text);
+                if step == total {
+                    bar.finish();
+                }
+            }
+            None if step.is_multiple_of(self.every) || step == total || step == 1 => {
+                let per_step = time / self.recent.len() as f64;
+                let eta = Duration::from_secs((per_step * (total - step) as f64) as u64);
+                println!("step {step}/{total}  {text}  eta {}", indicatif::HumanDuration(eta));
+            }
+            None => {}
+        }
+    }
+
+    fn skipped(&self, s: &Skipped) {
+        self.say(&format!("skipped unreadable image {}: {}", s.name, s.error));
+    }
+
+    fn saved(&self, path: &Path) {
+        self.say(&format!("saved {}", path.display()));
+    }
 }
 
 impl Observer for Progress {
@@ -50,53 +96,49 @@ impl Observer for Progress {
         if s.teacher_keys.is_none() {
             println!("teacher: random weights: this shows the machinery, a trained teacher teaches more");
         }
-        if std::io::stdout().is_terminal() {
-            let bar = ProgressBar::new(s.total_steps).with_position(s.start_step);
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed}<{eta} {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            self.bar = Some(bar);
-        }
+        self.begin(s.start_step, s.total_steps);
     }
 
     fn on_step(&mut self, r: &StepReport) {
-        self.recent.push_back((r.images, r.time, r.data_wait));
-        if self.recent.len() > WINDOW {
-            self.recent.pop_front();
-        }
-        let sum = |f: fn(&(usize, Duration, Duration)) -> f64| self.recent.iter().map(f).sum::<f64>();
-        let time = sum(|r| r.1.as_secs_f64()).max(1e-9);
-        let (rate, wait) = (sum(|r| r.0 as f64) / time, 100.0 * sum(|r| r.2.as_secs_f64()) / time);
         let cosines: Vec<String> = r.levels.iter().map(|l| format!("{:.3}", l.cosine)).collect();
-        let text = format!(
-            "loss {:.4} (mse {:.4}, at {:.4})  cosine {}  lr {:.2e}  {rate:.1} img/s  wait {wait:.0} %",
-            r.loss,
-            r.mse,
-            r.at,
-            cosines.join(" "),
-            r.lr
-        );
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(r.step);
-                bar.set_message(text);
-                if r.step == r.total_steps {
-                    bar.finish();
-                }
-            }
-            None if r.step.is_multiple_of(self.every) || r.step == r.total_steps || r.step == 1 => {
-                let per_step = time / self.recent.len() as f64;
-                let eta = Duration::from_secs((per_step * (r.total_steps - r.step) as f64) as u64);
-                println!("step {}/{}  {text}  eta {}", r.step, r.total_steps, indicatif::HumanDuration(eta));
-            }
-            None => {}
-        }
+        let (loss, mse, at, cosines) = (r.loss, r.mse, r.at, cosines.join(" "));
+        let knn = r.knn_top1.map_or(String::new(), |k| format!("  knn {:.1} %", 100.0 * k));
+        let text =
+            format!("loss {loss:.4} (mse {mse:.4}, at {at:.4})  cosine {cosines}  lr {:.2e}{knn}", r.lr);
+        self.show([r.step, r.total_steps], r.images, [r.time, r.data_wait], &text);
     }
 
     fn on_skip(&mut self, s: &Skipped) {
-        self.say(&format!("skipped unreadable image {}: {}", s.name, s.error));
+        self.skipped(s);
     }
 
     fn on_checkpoint(&mut self, path: &Path) {
-        self.say(&format!("saved {}", path.display()));
+        self.saved(path);
+    }
+}
+
+impl TeacherObserver for Progress {
+    fn on_setup(&mut self, s: &TeacherSetup) {
+        let parameters = super::count(s.parameters as u64);
+        println!("{parameters} parameters; {} images; steps {} to {}", s.images, s.start_step, s.total_steps);
+        self.begin(s.start_step, s.total_steps);
+    }
+
+    fn on_step(&mut self, r: &TeacherReport) {
+        let (loss, mse, vlb) = (r.loss, r.mse, r.vlb);
+        let text = format!("loss {loss:.4} (mse {mse:.4}, bound {vlb:.5})  lr {:.2e}", r.lr);
+        self.show([r.step, r.total_steps], r.images, [r.time, r.data_wait], &text);
+    }
+
+    fn on_skip(&mut self, s: &Skipped) {
+        self.skipped(s);
+    }
+
+    fn on_checkpoint(&mut self, path: &Path) {
+        self.saved(path);
+    }
+
+    fn on_samples(&mut self, path: &Path) {
+        self.say(&format!("wrote {}", path.display()));
     }
 }

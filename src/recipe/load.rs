@@ -2,12 +2,14 @@
 
 use super::Recipe;
 use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
 use std::path::Path;
 use toml::{Table, Value};
 
 /// The recipes inside the program: name and TOML text.
 pub const BUILTIN: &[(&str, &str)] = &[
     ("quickstart", include_str!("../../recipes/quickstart.toml")),
+    ("benchmark", include_str!("../../recipes/benchmark.toml")),
     ("imagenet", include_str!("../../recipes/imagenet.toml")),
     ("imagenet_convnext", include_str!("../../recipes/imagenet_convnext.toml")),
     ("lsun", include_str!("../../recipes/lsun.toml")),
@@ -22,11 +24,33 @@ pub const BUILTIN: &[(&str, &str)] = &[
 /// [`Error::usage`]: no such name or file, a syntax error (with line and column), an unknown or missing key, a value
 /// of a wrong type or out of range, an override that is not `key=value`.
 pub fn resolve(name_or_file: &str, overrides: &[String]) -> Result<Recipe> {
-    let builtin = BUILTIN.iter().find(|(n, _)| *n == name_or_file);
+    let (recipe, file): (Recipe, _) = read(BUILTIN, "dtk train", name_or_file, overrides)?;
+    recipe.validate().map_err(|e| in_file(e, file))?;
+    Ok(recipe)
+}
+
+/// Names the file that an error is in, unless the text was built in.
+pub(super) fn in_file(e: Error, file: Option<&Path>) -> Error {
+    match file {
+        Some(f) => e.with_file(f),
+        None => e,
+    }
+}
+
+/// The text of a built-in name or a file, changed by overrides, as a recipe that is not validated yet; and the file.
+/// `command` prints every key with `--dry-run`.
+pub(super) fn read<'n, R: DeserializeOwned>(
+    builtin: &[(&str, &str)],
+    command: &str,
+    name_or_file: &'n str,
+    overrides: &[String],
+) -> Result<(R, Option<&'n Path>)> {
+    let known = builtin;
+    let builtin = known.iter().find(|(n, _)| *n == name_or_file);
     let (text, file) = match builtin {
         Some((_, text)) => ((*text).to_string(), None),
         None => {
-            let names: Vec<&str> = BUILTIN.iter().map(|(n, _)| *n).collect();
+            let names: Vec<&str> = known.iter().map(|(n, _)| *n).collect();
             let text = std::fs::read_to_string(name_or_file).map_err(|e| {
                 Error::usage("cannot read the recipe")
                     .with_file(name_or_file)
@@ -36,26 +60,21 @@ pub fn resolve(name_or_file: &str, overrides: &[String]) -> Result<Recipe> {
             (text, Some(Path::new(name_or_file)))
         }
     };
-    let in_file = |e: Error| match file {
-        Some(f) => e.with_file(f),
-        None => e,
-    };
-    let bad = |e: &toml::de::Error| in_file(Error::usage(e.to_string().trim_end().to_string()));
+    let bad = |e: &toml::de::Error| in_file(Error::usage(e.to_string().trim_end().to_string()), file);
     let mut table: Table = text.parse().map_err(|e| bad(&e))?;
     if overrides.is_empty() {
         // Deserialised from the text itself, so that an error can point at line and column.
-        let recipe: Recipe = toml::from_str(&text).map_err(|e| bad(&e))?;
-        recipe.validate().map_err(in_file)?;
-        return Ok(recipe);
+        return Ok((toml::from_str(&text).map_err(|e| bad(&e))?, file));
     }
     for o in overrides {
         set(&mut table, o)?;
     }
-    let recipe: Recipe = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-        bad(&e).with_remedy("check the --set overrides against `dtk train --dry-run`, which prints every key")
+    let recipe = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+        let remedy =
+            format!("check the --set overrides against `{command} --dry-run`, which prints every key");
+        bad(&e).with_remedy(remedy)
     })?;
-    recipe.validate().map_err(in_file)?;
-    Ok(recipe)
+    Ok((recipe, file))
 }
 
 /// Applies one `key.path=value`. Only an empty key path or a path through a value that is no table is refused here;

@@ -1,14 +1,17 @@
 //! Recipes: everything a run depends on, as TOML. Every component owns its configuration; this only composes them.
 
 mod load;
+pub mod teacher;
 
 pub use load::{BUILTIN, resolve};
+pub use teacher::TeacherRecipe;
 
 use crate::base::DType;
 use crate::data::Crop;
 use crate::diffusion::DiffusionConfig;
 use crate::distill::{LossConfig, StudentConfig, TeacherConfig};
 use crate::error::{Error, Result};
+use crate::eval::EvalConfig;
 use crate::models::regressor::RegressorKind;
 use crate::optim::{EmaConfig, LrConfig, OptimizerConfig, ScheduleConfig, Span};
 use serde::{Deserialize, Serialize};
@@ -47,13 +50,16 @@ pub struct Recipe {
     /// What is written, and how often. Does not influence the result.
     #[serde(default)]
     pub run: RunConfig,
+    /// How the backbone is evaluated afterwards. Does not influence it.
+    #[serde(default, deserialize_with = "EvalConfig::section", skip_serializing_if = "Option::is_none")]
+    pub eval: Option<EvalConfig>,
 }
 
 /// The images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// A folder of images, a text file that lists images, or an IDX file of images; the built-in scenes if absent.
+    /// A folder, list or file of images, whatever [`crate::data::open_path`] opens; the built-in scenes if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Height of the images that the networks see, in pixels.
@@ -155,6 +161,44 @@ fn one() -> usize {
     1
 }
 
+fn fail(key: &str, what: String, remedy: &str) -> Result<()> {
+    Err(Error::usage(what).with_key(key).with_remedy(remedy))
+}
+
+/// Checks a norm to clip gradients to.
+fn check_clip(norm: Option<f64>) -> Result<()> {
+    match norm {
+        Some(c) if !(c.is_finite() && c > 0.0) => {
+            fail("train.clip_grad", "the norm must be positive".into(), "leave the key out to not clip")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The first 16 hexadecimal digits of a recipe's SHA-256.
+fn digest(toml: &str) -> String {
+    Sha256::digest(toml).iter().take(8).map(|b| format!("{b:02x}")).collect()
+}
+
+impl DataConfig {
+    /// Checks that there are images, and that they fit a network whose sides are multiples of `stride`.
+    fn validate(&self, stride: u32) -> Result<()> {
+        if self.path.is_none() && self.scenes == 0 {
+            return fail(
+                "data.scenes",
+                "there are no images".into(),
+                "give data.path, or at least one scene",
+            );
+        }
+        let (h, w) = (self.height, self.width);
+        if h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
+            let what = format!("images of {h}x{w} pixels do not fit the teacher");
+            return fail("data.height", what, &format!("choose height and width as multiples of {stride}"));
+        }
+        Ok(())
+    }
+}
+
 /// What is written, and how often.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -167,11 +211,26 @@ pub struct RunConfig {
     pub keep: usize,
     /// Write TensorBoard events.
     pub tensorboard: bool,
+    /// Images that `dtk train` draws features of for `report.html`; 0 for none.
+    pub pictures: usize,
 }
 
 impl Default for RunConfig {
     fn default() -> Self {
-        RunConfig { log_every: 10, save_every: 1000, keep: 3, tensorboard: true }
+        RunConfig { log_every: 10, save_every: 1000, keep: 3, tensorboard: true, pictures: 6 }
+    }
+}
+
+impl RunConfig {
+    fn validate(&self) -> Result<()> {
+        if self.log_every == 0 || self.save_every == 0 || self.keep == 0 {
+            return fail(
+                "run",
+                "log_every, save_every and keep must be at least 1".into(),
+                "raise them to 1",
+            );
+        }
+        Ok(())
     }
 }
 
@@ -181,8 +240,6 @@ impl Recipe {
     /// # Errors
     /// [`Error::usage`] that names the key.
     pub fn validate(&self) -> Result<()> {
-        let fail =
-            |key: &str, what: String, remedy: &str| Err(Error::usage(what).with_key(key).with_remedy(remedy));
         self.loss.validate()?;
         self.teacher.model.resolve()?.validate()?;
         self.diffusion.build()?;
@@ -204,34 +261,22 @@ impl Recipe {
                 "use at least 2 images per part, or regressor.kind = \"fpn\"",
             );
         }
-        if t.clip_grad.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
-            return fail(
-                "train.clip_grad",
-                "the norm must be positive".into(),
-                "leave the key out to not clip",
-            );
+        check_clip(t.clip_grad)?;
+        self.run.validate()?;
+        if let Some(eval) = &self.eval {
+            eval.validate()?;
         }
-        if self.run.log_every == 0 || self.run.save_every == 0 || self.run.keep == 0 {
-            return fail(
-                "run",
-                "log_every, save_every and keep must be at least 1".into(),
-                "raise them to 1",
-            );
-        }
-        if self.data.path.is_none() && self.data.scenes == 0 {
-            return fail(
-                "data.scenes",
-                "there are no images".into(),
-                "give data.path, or at least one scene",
-            );
-        }
-        let stride = self.teacher.model.resolve()?.max_stride() as u32;
-        let (h, w) = (self.data.height, self.data.width);
-        if h == 0 || w == 0 || !h.is_multiple_of(stride) || !w.is_multiple_of(stride) {
-            let what = format!("images of {h}x{w} pixels do not fit the teacher");
-            return fail("data.height", what, &format!("choose height and width as multiples of {stride}"));
-        }
-        Ok(())
+        self.data.validate(self.teacher.model.resolve()?.max_stride() as u32)
+    }
+
+    /// How to evaluate: the section `[eval]`, or the default one with images of the run's size and background.
+    pub fn evaluation(&self) -> EvalConfig {
+        self.eval.clone().unwrap_or_else(|| {
+            let mut config = EvalConfig::default();
+            (config.data.height, config.data.width) = (self.data.height, self.data.width);
+            config.data.background = self.data.background;
+            config
+        })
     }
 
     /// The recipe as TOML, with every default written out.
@@ -244,10 +289,10 @@ impl Recipe {
     pub fn fingerprint(&self) -> String {
         let plain = Recipe {
             run: RunConfig::default(),
+            eval: None,
             data: DataConfig { path: None, workers: 0, prefetch: 0, ..self.data.clone() },
             ..self.clone()
         };
-        let digest = Sha256::digest(plain.to_toml());
-        digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
+        digest(&plain.to_toml())
     }
 }

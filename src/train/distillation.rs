@@ -3,18 +3,18 @@
 use super::device::{DeviceEngine, DevicePlan};
 use super::engine::{Engine, HostEngine, Job, Outcome};
 use super::log::{EventWriter, JsonLines, metrics, scalars};
-use super::run_dir::{Checkpoint, RunDir};
+use super::run_dir::{Checkpoint, RunDir, read_tensors};
 use super::source::open_images;
 use super::weights::{fill_backbone, fill_teacher, load_params, save_params};
 use crate::checkpoint::{KeyReport, StateDict, Tolerance};
 use crate::data::{ImageSource, Loader, LoaderConfig, Pixels, Skipped};
 use crate::distill::{Distiller, LevelMetrics, Plan, Student, Teacher};
 use crate::error::{Error, Result};
+use crate::eval::OnlineKnn;
 use crate::gpu::{DeviceInfo, Gpu};
 use crate::optim::Schedule;
 use crate::recipe::Recipe;
-use crate::tensor::{SafetensorsFile, Tensor, write_atomically, write_safetensors};
-use serde_json::json;
+use crate::tensor::write_safetensors;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -98,6 +98,8 @@ pub struct StepReport {
     pub student_time: Duration,
     /// Images of the step.
     pub images: usize,
+    /// Accuracy of nearest neighbours on held-out images after the step, from 0 to 1, where it was measured.
+    pub knn_top1: Option<f64>,
 }
 
 /// How a run ended.
@@ -169,6 +171,7 @@ pub struct Trainer {
     dir: RunDir,
     stop: Arc<AtomicBool>,
     setup: Setup,
+    knn: Option<OnlineKnn>,
 }
 
 impl Trainer {
@@ -179,21 +182,7 @@ impl Trainer {
     pub fn new(recipe: Recipe, options: Options) -> Result<Self> {
         recipe.validate()?;
         let dir = RunDir::new(&options.out);
-        let from = match &options.resume {
-            Resume::From(path) if dir.has_run() && !dir.contains(path) => {
-                return Err(Error::usage("there is already another run in this folder")
-                    .with_file(dir.path())
-                    .with_remedy("give the folder of the checkpoint's own run, or choose another --out"));
-            }
-            Resume::No if dir.has_run() => {
-                return Err(Error::usage("there is already a run in this folder").with_file(dir.path()).with_remedy(
-                    "continue it with --resume auto, start again with --overwrite, or choose another --out",
-                ));
-            }
-            Resume::No | Resume::Overwrite => None,
-            Resume::Auto => dir.checkpoints()?.pop().map(|(_, path)| path),
-            Resume::From(path) => Some(path.clone()),
-        };
+        let from = dir.start(&options.resume)?;
         let source = open_images(&recipe.data)?;
         let (seed, batch) = (recipe.seed, recipe.train.batch);
         let mut teacher_keys = None;
@@ -220,6 +209,7 @@ impl Trainer {
             teacher_parameters: teacher.params().parameter_count(),
             student_parameters: student.params().parameter_count(),
         };
+        let knn = recipe.eval.as_ref().filter(|e| e.online_knn_every > 0).map(OnlineKnn::new).transpose()?;
         let distiller = Distiller::new(teacher, student, recipe.loss.clone(), seed)?;
         let engine: Box<dyn Engine> = match &options.device {
             None => Box::new(HostEngine::new(&recipe, distiller.student())?),
@@ -237,6 +227,7 @@ impl Trainer {
             dir,
             stop: options.stop,
             setup,
+            knn,
         };
         if let Some(path) = from {
             trainer.load(&path)?;
@@ -245,20 +236,8 @@ impl Trainer {
         if options.resume == Resume::Overwrite {
             trainer.dir.clear()?;
         }
-        trainer.dir.create()?;
-        let text = trainer.recipe.to_toml();
-        write_atomically(trainer.dir.file("recipe.toml"), |f| f.write_all(text.as_bytes()))?;
-        let environment = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "os": std::env::consts::OS,
-            "arch": std::env::consts::ARCH,
-            "threads": crate::cpu::threads(),
-            "device": options.device.as_ref().map_or("cpu".to_string(), |gpu| format!("{gpu:?}")),
-            "images": trainer.source.fingerprint(),
-            "recipe": trainer.recipe.fingerprint(),
-        });
-        let text = format!("{environment:#}\n");
-        write_atomically(trainer.dir.file("environment.json"), |f| f.write_all(text.as_bytes()))?;
+        let (images, fingerprint) = (trainer.source.fingerprint(), trainer.recipe.fingerprint());
+        trainer.dir.begin(&trainer.recipe.to_toml(), options.device.as_ref(), &images, &fingerprint)?;
         Ok(trainer)
     }
 
@@ -318,14 +297,22 @@ impl Trainer {
             known_bad = loader.skipped().len();
             let (end, every) = (self.step == self.total_steps, self.recipe.run.save_every);
             let due = self.step.is_multiple_of(every) || end;
-            let mut done = self.engine.finished(&self.distiller, due)?;
+            let measures = self.measures(end);
+            let mut done = self.engine.finished(&self.distiller, due || measures)?;
+            let measured = if measures { self.online_knn()? } else { None };
             // Whoever watches may ask for a stop: then what is still under way is waited for, and saved.
             let stop = loop {
                 for out in std::mem::take(&mut done) {
-                    let report = self.report(out, epochs.pop_front().unwrap_or_default());
+                    let mut report = self.report(out, epochs.pop_front().unwrap_or_default());
+                    report.knn_top1 = measured.filter(|_| report.step == self.step);
                     let last_step = report.step == self.total_steps;
                     let log_every = self.recipe.run.log_every;
-                    if report.step.is_multiple_of(log_every) || last_step || report.step == 1 {
+                    let first = report.step == 1;
+                    if report.step.is_multiple_of(log_every)
+                        || last_step
+                        || first
+                        || report.knn_top1.is_some()
+                    {
                         lines.write(&metrics(&report))?;
                         if let Some(events) = &mut events {
                             events.scalars(wall_time(), report.step, &scalars(&report))?;
@@ -376,6 +363,19 @@ impl Trainer {
         Ok(Summary { step: self.step, last, backbone, skipped: loader.skipped().to_vec() })
     }
 
+    /// Whether it is time for nearest neighbours: after every so many steps, and at the end.
+    fn measures(&self, end: bool) -> bool {
+        let every = self.recipe.eval.as_ref().map_or(0, |e| e.online_knn_every);
+        self.knn.is_some() && (end || self.step.is_multiple_of(every))
+    }
+
+    /// Nearest neighbours with the student as it is. No step may be under way.
+    fn online_knn(&mut self) -> Result<Option<f64>> {
+        let Some(knn) = &self.knn else { return Ok(None) };
+        self.engine.synchronize(&mut self.distiller)?;
+        knn.top1(&self.recipe.student.backbone, self.distiller.student().params()).map(Some)
+    }
+
     /// What became of a step, for whoever watches.
     fn report(&self, out: Outcome, epoch: f64) -> StepReport {
         StepReport {
@@ -393,6 +393,7 @@ impl Trainer {
             teacher_time: out.teacher_time,
             student_time: out.student_time,
             images: self.recipe.train.batch,
+            knn_top1: None,
         }
     }
 
@@ -404,6 +405,11 @@ impl Trainer {
             ("recipe_fingerprint", self.recipe.fingerprint()),
             ("data_fingerprint", self.source.fingerprint()),
             ("backbone", self.recipe.student.backbone.name().to_string()),
+            (
+                "backbone_config",
+                serde_json::to_string(&self.recipe.student.backbone).expect("numbers and names"),
+            ),
+            ("image_size", format!("{}x{}", self.recipe.data.height, self.recipe.data.width)),
             ("step", self.step.to_string()),
             ("seed", self.recipe.seed.to_string()),
         ]
@@ -437,34 +443,14 @@ impl Trainer {
 
     fn load(&mut self, path: &Path) -> Result<()> {
         let state = RunDir::read_state(path)?;
-        let refuse = |what: &str, remedy: &str| {
-            Err(Error::checkpoint(format!("the checkpoint is of {what}")).with_file(path).with_remedy(remedy))
-        };
-        if state.recipe != self.recipe.fingerprint() {
-            return refuse(
-                "another recipe",
-                "resume with the recipe.toml of its run folder, or start a new run from it with student.weights",
-            );
-        }
-        if state.data != self.source.fingerprint() {
-            return refuse(
-                "a run on other images",
-                "give the same images, or start a new run with student.weights",
-            );
-        }
-        if state.step > self.total_steps {
-            return refuse("a longer run", "give the same length");
-        }
+        let ours = [self.recipe.fingerprint(), self.source.fingerprint()];
+        state.expect(path, &ours, self.total_steps, ", or start a new run from it with student.weights")?;
         let student = StateDict::open(path.join("student.safetensors"))?;
         let store = self.distiller.student_mut().params_mut();
         load_params(store, "", &student, Tolerance::default())?;
-        let read = |name: &str| -> Result<BTreeMap<String, Tensor>> {
-            let f = SafetensorsFile::open(path.join(name))?;
-            f.names().map(|n| Ok((n.to_string(), f.get(n)?))).collect()
-        };
-        let optimizer = read("optimizer.safetensors")?;
+        let optimizer = read_tensors(&path.join("optimizer.safetensors"))?;
         let average = match &self.recipe.train.ema {
-            Some(_) => Some(read("ema.safetensors")?),
+            Some(_) => Some(read_tensors(&path.join("ema.safetensors"))?),
             None => None,
         };
         self.engine.load(&self.distiller, &optimizer, average.as_ref())?;
@@ -473,6 +459,6 @@ impl Trainer {
     }
 }
 
-fn wall_time() -> f64 {
+pub(super) fn wall_time() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }

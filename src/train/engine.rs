@@ -3,7 +3,7 @@
 use crate::data::Batch;
 use crate::distill::{Distiller, LevelMetrics, StepOutput, Student};
 use crate::error::{Error, Result};
-use crate::nn::ParamId;
+use crate::nn::{ParamId, ParamStore};
 use crate::optim::{Ema, Optimizer, Slot, StepStats, clip_grad_norm, weight_decays};
 use crate::recipe::Recipe;
 use crate::tensor::Tensor;
@@ -141,15 +141,22 @@ impl Engine for HostEngine {
     }
 
     fn load(&mut self, distiller: &Distiller, optimizer: &State, average: Option<&State>) -> Result<()> {
-        let store = distiller.student().params();
-        let shapes: Vec<_> =
-            store.iter().filter(|(_, p)| p.trainable()).map(|(_, p)| (p.name(), p.value().shape())).collect();
-        self.optimizer.load_state(&shapes, optimizer)?;
-        match (&mut self.ema, average) {
-            (Some(ema), Some(average)) => ema.load_state(average),
-            _ => Ok(()),
-        }
+        let average = self.ema.as_mut().zip(average);
+        load_states(distiller.student().params(), &mut *self.optimizer, optimizer, average)
     }
+}
+
+/// Gives an optimiser and an average the states that were saved with the parameters of `store`.
+pub(super) fn load_states(
+    store: &ParamStore,
+    optimizer: &mut dyn Optimizer,
+    state: &State,
+    average: Option<(&mut Ema, &State)>,
+) -> Result<()> {
+    let shapes: Vec<_> =
+        store.iter().filter(|(_, p)| p.trainable()).map(|(_, p)| (p.name(), p.value().shape())).collect();
+    optimizer.load_state(&shapes, state)?;
+    average.map_or(Ok(()), |(ema, state)| ema.load_state(state))
 }
 
 /// Updates a student with the gradients of a [`StepOutput`], which are in the order of its parameters. Weight decay
@@ -163,10 +170,20 @@ pub fn apply_gradients(
     grads: &[(ParamId, Tensor)],
     lr: f64,
 ) -> Result<StepStats> {
+    update_params(optimizer, student.params_mut(), grads, lr)
+}
+
+/// As [`apply_gradients`], for the parameters of any network.
+pub(super) fn update_params(
+    optimizer: &mut dyn Optimizer,
+    store: &mut ParamStore,
+    grads: &[(ParamId, Tensor)],
+    lr: f64,
+) -> Result<StepStats> {
     // Gradients come in the store's order, so one pass over both pairs them.
     let mut grads = grads.iter().peekable();
     let mut slots = Vec::with_capacity(grads.len());
-    for (i, (name, _, rank, value)) in student.params_mut().values_mut().enumerate() {
+    for (i, (name, _, rank, value)) in store.values_mut().enumerate() {
         if let Some((_, grad)) = grads.next_if(|(id, _)| id.index() == i) {
             slots.push(Slot { name, value, grad, decay: weight_decays(name, rank), lr_scale: 1.0 });
         }

@@ -127,24 +127,31 @@ fn bytes(out: &mut Vec<u8>, field: u64, v: &[u8]) {
     out.extend(v);
 }
 
+/// A time to two decimals.
+pub(super) fn milliseconds(d: Duration) -> Value {
+    json!((d.as_secs_f64() * 1e5).round() / 100.0)
+}
+
+/// An f32 as the shortest decimal that reads back as the same f32.
+pub(super) fn short(v: f32) -> Value {
+    json!(v.to_string().parse().unwrap_or(f64::from(v)))
+}
+
 /// One line of `metrics.jsonl`.
 pub(super) fn metrics(r: &StepReport) -> Map<String, Value> {
     let mut m = Map::new();
-    let ms = |d: Duration| json!((d.as_secs_f64() * 1e5).round() / 100.0);
     m.insert("step".into(), json!(r.step));
     m.insert("epoch".into(), json!(r.epoch));
     for (tag, v) in scalars(r) {
-        // An f32 as the shortest decimal that reads back as the same f32.
-        let short: f64 = v.to_string().parse().unwrap_or(f64::from(v));
-        m.insert(tag, json!(short));
+        m.insert(tag, short(v));
     }
     m.insert("lr".into(), json!(r.lr));
-    m.insert("step_ms".into(), ms(r.time));
-    m.insert("data_wait_ms".into(), ms(r.data_wait));
+    m.insert("step_ms".into(), milliseconds(r.time));
+    m.insert("data_wait_ms".into(), milliseconds(r.data_wait));
     // On a device the step is one graph, whose parts are not timed.
     for (key, time) in [("teacher_ms", r.teacher_time), ("student_ms", r.student_time)] {
         if time > Duration::ZERO {
-            m.insert(key.into(), ms(time));
+            m.insert(key.into(), milliseconds(time));
         }
     }
     m
@@ -165,6 +172,7 @@ pub(super) fn scalars(r: &StepReport) -> Vec<(String, f32)> {
         v.push((format!("mse/stride{}", l.stride), l.mse));
         v.push((format!("at/stride{}", l.stride), l.at));
     }
+    v.extend(r.knn_top1.map(|k| ("knn_top1".to_string(), k as f32)));
     v
 }
 

@@ -4,10 +4,15 @@
 mod device;
 mod distillation;
 mod engine;
+mod evaluation;
 mod features;
 mod log;
+mod pictures;
+mod predictions;
+pub mod report;
 mod run_dir;
 mod source;
+mod teacher;
 mod weights;
 
 pub use device::{
@@ -16,8 +21,15 @@ pub use device::{
 };
 pub use distillation::{Observer, Options, Resume, Setup, StepReport, Summary, Trainer, plan, plan_device};
 pub use engine::apply_gradients;
+pub use evaluation::{evaluate_run, illustrate_run};
 pub use features::{FeatureJob, FeatureReport, extract_features};
 pub use log::EventWriter;
+pub use pictures::{Looks, StudentFrom, View};
+pub use predictions::predictions;
 pub use run_dir::{Checkpoint, RunDir};
 pub use source::open_images;
-pub use weights::{fill_backbone, fill_teacher, load_params, save_params};
+pub use teacher::{
+    Conversion, Drawing, TeacherFile, TeacherObserver, TeacherReport, TeacherSetup, TeacherSummary,
+    TeacherTrainer, parse_size, write_png,
+};
+pub use weights::{fill_backbone, fill_teacher, load_params, save_params, save_params_as};

@@ -8,11 +8,22 @@
 //!   events.out.tfevents.*  the same for TensorBoard
 //!   checkpoints/step_00000100/{student,optimizer,ema}.safetensors, state.json
 //!   backbone.safetensors   the result, under timm's names
+//!   viz/*.png              pictures, where some were drawn
+//!   report.html            all of it on one page
+//! ```
+//! A teacher's training has `network.safetensors` in its checkpoints, and beside them:
+//! ```text
+//!   samples/step_00001000.png  pictures that the network draws
+//!   teacher.safetensors        the result, under guided-diffusion's names
 //! ```
 
+use super::Resume;
 use crate::error::{Error, Result};
-use crate::tensor::write_atomically;
+use crate::gpu::Gpu;
+use crate::tensor::{SafetensorsFile, Tensor, write_atomically};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A run's folder.
@@ -36,6 +47,39 @@ pub struct Checkpoint {
 }
 
 const STATE: &str = "state.json";
+
+impl Checkpoint {
+    /// Refuses a checkpoint of another run than one with these fingerprints (recipe, images) and this length. `instead` ends
+    /// the remedy where there is another way.
+    pub(super) fn expect(
+        &self,
+        path: &Path,
+        [recipe, data]: &[String; 2],
+        total_steps: u64,
+        instead: &str,
+    ) -> Result<()> {
+        let refuse = |what: &str, remedy: &str| {
+            let text = format!("the checkpoint is of {what}");
+            Err(Error::checkpoint(text).with_file(path).with_remedy(format!("{remedy}{instead}")))
+        };
+        if self.recipe != *recipe {
+            return refuse("another recipe", "resume with the recipe.toml of its run folder");
+        }
+        if self.data != *data {
+            return refuse("a run on other images", "give the same images");
+        }
+        if self.step > total_steps {
+            return refuse("a longer run", "give the same length");
+        }
+        Ok(())
+    }
+}
+
+/// Every tensor of a safetensors file.
+pub(super) fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let f = SafetensorsFile::open(path)?;
+    f.names().map(|n| Ok((n.to_string(), f.get(n)?))).collect()
+}
 
 impl RunDir {
     /// The run in `root`, which need not exist.
@@ -62,6 +106,57 @@ impl RunDir {
     pub fn contains(&self, path: &Path) -> bool {
         let real = |p: &Path| p.canonicalize();
         matches!((real(path), real(&self.root)), (Ok(p), Ok(root)) if p.starts_with(&root))
+    }
+
+    /// The checkpoint that a run begins from; `None` for the beginning.
+    ///
+    /// # Errors
+    /// The folder holds a run that is neither to be continued nor to be removed, or cannot be listed.
+    pub(super) fn start(&self, resume: &Resume) -> Result<Option<PathBuf>> {
+        Ok(match resume {
+            Resume::From(path) if self.has_run() && !self.contains(path) => {
+                return Err(Error::usage("there is already another run in this folder")
+                    .with_file(self.path())
+                    .with_remedy("give the folder of the checkpoint's own run, or choose another --out"));
+            }
+            Resume::No if self.has_run() => {
+                return Err(Error::usage("there is already a run in this folder")
+                    .with_file(self.path())
+                    .with_remedy(
+                        "continue it with --resume auto, start again with --overwrite, or choose another --out",
+                    ));
+            }
+            Resume::No | Resume::Overwrite => None,
+            Resume::Auto => self.checkpoints()?.pop().map(|(_, path)| path),
+            Resume::From(path) => Some(path.clone()),
+        })
+    }
+
+    /// Creates the folder, and writes the resolved recipe and what else tells how it is run: where, and the fingerprints of
+    /// images and recipe.
+    ///
+    /// # Errors
+    /// Something cannot be written.
+    pub(super) fn begin(
+        &self,
+        recipe: &str,
+        device: Option<&Gpu>,
+        images: &str,
+        fingerprint: &str,
+    ) -> Result<()> {
+        self.create()?;
+        write_atomically(self.file("recipe.toml"), |f| f.write_all(recipe.as_bytes()))?;
+        let environment = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "os": std::env::consts::OS,
+            "arch": std::env::consts::ARCH,
+            "threads": crate::cpu::threads(),
+            "device": device.map_or("cpu".to_string(), |gpu| format!("{gpu:?}")),
+            "images": images,
+            "recipe": fingerprint,
+        });
+        let text = format!("{environment:#}\n");
+        write_atomically(self.file("environment.json"), |f| f.write_all(text.as_bytes()))
     }
 
     /// Creates the folder.
@@ -97,15 +192,20 @@ impl RunDir {
                 "recipe.toml",
                 "environment.json",
                 "metrics.jsonl",
+                "eval.json",
+                "report.html",
                 "backbone.safetensors",
                 "backbone_ema.safetensors",
+                "teacher.safetensors",
             ];
             if ours.contains(&name.as_str()) || name.starts_with("events.out.tfevents.") {
                 std::fs::remove_file(&path).map_err(|e| failed(&path, e))?;
             }
         }
-        let dir = self.file("checkpoints");
-        if dir.exists() { std::fs::remove_dir_all(&dir).map_err(|e| failed(&dir, e)) } else { Ok(()) }
+        for dir in ["checkpoints", "samples"].map(|name| self.file(name)).iter().filter(|d| d.exists()) {
+            std::fs::remove_dir_all(dir).map_err(|e| failed(dir, e))?;
+        }
+        Ok(())
     }
 
     /// Complete checkpoints, oldest first.

@@ -46,7 +46,7 @@ pub struct Bench {
     /// Numbers of images, for `conv` and `step`. Default for `conv`: 1 on a CPU, 8,64 on a card; for `step`: 2 and 64.
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     batch: Vec<usize>,
-    /// The recipe of `step`: a TOML file or a built-in name. Default: quickstart on a CPU, imagenet on a card. The teacher's
+    /// The recipe of `step`: a TOML file or a built-in name. Default: benchmark on a CPU, imagenet on a card. The teacher's
     /// weights are random unless --set names others.
     #[arg(long, value_name = "FILE|NAME")]
     recipe: Option<String>,
@@ -184,7 +184,7 @@ impl Bench {
         if self.batch.contains(&0) {
             return Err(Error::usage("a batch has at least one image").with_key("--batch"));
         }
-        let default = if device.is_some() { "imagenet" } else { "quickstart" };
+        let default = if device.is_some() { "imagenet" } else { "benchmark" };
         let name = self.recipe.as_deref().unwrap_or(default);
         let filter = self.filter.as_deref().unwrap_or("");
         let step = |batch| Step::new(name, &self.set, batch, device, filter);

@@ -184,10 +184,10 @@ mod tests {
     #[test]
     fn phases_are_named_apart() {
         let of = |batch, device: Option<&DeviceInfo>| {
-            Step::new("quickstart", &[], batch, device, "").unwrap().rows()
+            Step::new("benchmark", &[], batch, device, "").unwrap().rows()
         };
         let (card, cpu) = (of(None, Some(&DeviceInfo::h100())), of(Some(3), None));
-        assert_eq!(card[3].case, "quickstart, 64 images: whole step");
+        assert_eq!(card[3].case, "benchmark, 64 images: whole step");
         assert_eq!((card[0].images, &*card[0].dtype, &*cpu[0].dtype), (Some(64), "bf16", "f32"));
         assert!(card.iter().all(|r| r.launches.is_some_and(|n| n > 0)));
         assert!(cpu.iter().all(|r| r.launches.is_none() && r.images == Some(3)));
@@ -202,7 +202,7 @@ mod tests {
     fn what_cannot_be_timed_is_told() {
         let new = |set: &[&str], filter: &str| {
             let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
-            Step::new("quickstart", &set, Some(4), None, filter).err().unwrap().to_string()
+            Step::new("benchmark", &set, Some(4), None, filter).err().unwrap().to_string()
         };
         assert!(new(&["train.accumulate=2"], "").contains("train.accumulate"));
         assert!(new(&[], "nosuchphase").contains("nosuchphase"));
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn the_cpu_is_timed_in_phases_that_add_up() {
         let set = ["data.height=32".to_string(), "data.width=32".to_string()];
-        let rows = Step::new("quickstart", &set, Some(2), None, "").unwrap().on_cpu(0.0).unwrap();
+        let rows = Step::new("benchmark", &set, Some(2), None, "").unwrap().on_cpu(0.0).unwrap();
         let ms: Vec<&[f64]> = rows.iter().map(|r| &*r.ms).collect();
         assert!(ms.iter().all(|m| m.len() == 3), "{ms:?}");
         for i in 0..3 {

@@ -196,7 +196,7 @@ mod tests {
     fn the_whole_is_its_parts() {
         for accumulate in [1, 2] {
             let set = ["train.batch=4".to_string(), format!("train.accumulate={accumulate}")];
-            let recipe = recipe::resolve("quickstart", &set).unwrap();
+            let recipe = recipe::resolve("benchmark", &set).unwrap();
             let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, 0, |_| Ok(())).unwrap();
             let student = Student::new(&recipe.student, teacher.taps(), [64, 64], |_| Ok(())).unwrap();
             let distiller = Distiller::new(teacher, student, recipe.loss.clone(), 0).unwrap();
