@@ -123,7 +123,8 @@ fn agrees(what: &str, overrides: &[&str], losses: f32, weights: f32) {
     println!("{what}: losses differ by {l:.1e}, weights by {w:.1e} ({name})");
     assert!(l <= losses && w <= weights, "{what}: losses differ by {l}, weights by {w} ({name})");
     let norms = device.iter().zip(&host).map(|(a, b)| ((a.grad_norm - b.grad_norm) / b.grad_norm).abs());
-    let norm = norms.fold(0.0, f64::max);
+    // `f64::max` would let a NaN pass.
+    let norm = norms.fold(0.0, |m, n| if n.is_finite() { n.max(m) } else { f64::INFINITY });
     assert!(norm <= f64::from(weights), "{what}: norms of the gradient differ by {norm}");
     gpu::clean_after_launches(&gpu);
 }
@@ -148,13 +149,13 @@ fn random_depth_agrees() {
     let backbone = "student.backbone={ name = \"convnext_tiny\", depths = [1, 1, 2, 1], dims = [8, 8, 16, 16], \
                     drop_path = 0.5 }";
     let taps = "teacher.taps=[{ block = 1, position = \"pre_up\" }, { block = 3, position = \"pre_up\" }]";
-    // The coarsest map is one pixel, of which a layer norm divides differences by a small deviation: gradients differ by 1.7e-3.
+    // Measured: one bias that begins at 0, and with it the norm of the gradient, differs by 1.7e-3; the losses by 5e-6.
     agrees("convnext", &[backbone, taps, "optimizer={ name = \"lars\" }"], 2e-5, 5e-3);
 }
 
 #[test]
 fn deterministic_encoding_agrees() {
-    agrees("ddim", &["diffusion.encoding=\"ddim\"", "diffusion.ddim_steps=[0, 50, 100]"], 1e-3, 5e-2);
+    agrees("ddim", &["diffusion.encoding=\"ddim\"", "diffusion.ddim_steps=[0, 50, 100]"], 1e-3, 1e-2);
 }
 
 #[test]
