@@ -20,7 +20,8 @@ use std::sync::atomic::AtomicBool;
 /// A few images of 16 pixels, a few steps of plain descent: an adaptive step would magnify what rounding leaves of a gradient.
 fn config() -> EvalConfig {
     let mut c = EvalConfig::default();
-    (c.data.scenes, c.data.test_limit, c.data.height, c.data.width) = (12, 6, 16, 16);
+    (c.data.scenes, c.data.test_limit) = (12, 6);
+    (c.data.height, c.data.width) = (Some(16), Some(16));
     (c.labels, c.seeds, c.batch) = (vec![Amount::Count(8)], 1, 6);
     for fit in [
         &mut c.linear.fit,

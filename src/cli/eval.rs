@@ -144,7 +144,7 @@ impl Eval {
         Ok(report)
     }
 
-    /// The recipe's section with what the arguments say. Without a section, images have the size of the recipe's.
+    /// The recipe's evaluation with what the arguments say.
     fn config(&self, recipe: &Recipe) -> Result<EvalConfig> {
         let mut config = recipe.evaluation();
         if !self.protocols.is_empty() {

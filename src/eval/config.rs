@@ -117,12 +117,27 @@ pub struct EvalData {
     pub scenes: usize,
     /// At most this many test images, the first ones; all of them if 0. Without a path, the number of test scenes.
     pub test_limit: usize,
-    /// Height of the images that the backbone sees, in pixels.
-    pub height: u32,
-    /// Width, in pixels. Images of other sizes are resized and cropped at the centre, their masks with them (nearest).
-    pub width: u32,
-    /// The colour behind transparent parts, RGB.
-    pub background: [u8; 3],
+    /// Height of the images that the backbone sees, in pixels; in a recipe, that of its own images if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub height: Option<u32>,
+    /// Width, likewise. Images of other sizes are resized and cropped at the centre, their masks with them (nearest).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<u32>,
+    /// The colour behind transparent parts, RGB; in a recipe, that of its own images if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub background: Option<[u8; 3]>,
+}
+
+impl EvalData {
+    /// Height and width; 32 pixels where neither the section nor a recipe says more.
+    pub fn size(&self) -> [u32; 2] {
+        [self.height, self.width].map(|n| n.unwrap_or(32))
+    }
+
+    /// The colour behind transparent parts; white where neither the section nor a recipe says more.
+    pub fn behind(&self) -> [u8; 3] {
+        self.background.unwrap_or([255; 3])
+    }
 }
 
 /// A training of a head or of everything.
@@ -251,9 +266,9 @@ impl Default for EvalConfig {
                 test_path: None,
                 scenes: 2000,
                 test_limit: 1000,
-                height: 32,
-                width: 32,
-                background: [255; 3],
+                height: None,
+                width: None,
+                background: None,
             },
             protocols: vec![Protocol::Knn, Protocol::Linear, Protocol::SegFrozen],
             labels: vec![Amount::Percent(100.0)],
@@ -331,7 +346,7 @@ impl EvalConfig {
             return fail("seeds", "seeds and batch must be at least 1", "raise them to 1");
         }
         let d = &self.data;
-        if d.height == 0 || d.width == 0 {
+        if d.size().contains(&0) {
             return fail("data.height", "images have no pixels", "give height and width");
         }
         if d.path.is_none() && (d.scenes == 0 || d.test_limit == 0) {

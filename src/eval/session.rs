@@ -113,10 +113,9 @@ impl Evaluation {
     pub fn new(config: &EvalConfig) -> Result<Self> {
         config.validate()?;
         let d = &config.data;
-        let size = [d.height, d.width];
         let open = |test| -> Result<Samples> {
             let (source, limit) = open(config, test)?;
-            Ok(Samples::new(source, limit, size, d.background, config.cache_mib))
+            Ok(Samples::new(source, limit, d.size(), d.behind(), config.cache_mib))
         };
         let (train, test) = (open(false)?, open(true)?);
         if train.is(&test)? {
@@ -414,7 +413,8 @@ fn open(config: &EvalConfig, test: bool) -> Result<(Arc<dyn ImageSource>, usize)
     let limit = if test { d.test_limit } else { 0 };
     let Some(path) = &d.path else {
         let (count, first) = if test { (d.test_limit, Scenes::TEST) } else { (d.scenes, Scenes::HELD_OUT) };
-        let scenes = Scenes::new(SceneConfig { count, first, height: d.height, width: d.width })?;
+        let [height, width] = d.size();
+        let scenes = Scenes::new(SceneConfig { count, first, height, width })?;
         return Ok((Arc::new(scenes), 0));
     };
     let path = if test { d.test_path.as_ref().unwrap_or(path) } else { path };

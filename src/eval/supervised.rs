@@ -32,7 +32,7 @@ pub fn supervise(
 ) -> Result<ParamStore> {
     config.validate()?;
     let d = &config.data;
-    let samples = Samples::new(source, 0, [d.height, d.width], d.background, config.cache_mib);
+    let samples = Samples::new(source, 0, d.size(), d.behind(), config.cache_mib);
     let all: Vec<usize> = (0..samples.len()).collect();
     let mut watch = Watch::new("supervised", progress, stop);
     watch.part(None, all.len(), seed);

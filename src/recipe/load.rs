@@ -134,6 +134,19 @@ mod tests {
     }
 
     #[test]
+    fn evaluations_see_images_of_the_size_of_the_run() {
+        let size = |o: &[&str]| {
+            let o: Vec<String> = o.iter().map(|s| s.to_string()).collect();
+            let data = resolve("quickstart", &o).unwrap().evaluation().data;
+            (data.size(), data.behind())
+        };
+        assert_eq!(size(&[]), ([32, 32], [255; 3]));
+        let larger = ["data.height=64", "data.width=96", "data.background=[1,2,3]"];
+        assert_eq!(size(&larger), ([64, 96], [1, 2, 3]));
+        assert_eq!(size(&[&larger[..], &["eval.data.width=48"]].concat()), ([64, 48], [1, 2, 3]));
+    }
+
+    #[test]
     fn mistakes_are_usage_errors() {
         for (o, needle) in [
             ("train.bach=12", "bach"),

@@ -269,14 +269,14 @@ impl Recipe {
         self.data.validate(self.teacher.model.resolve()?.max_stride() as u32)
     }
 
-    /// How to evaluate: the section `[eval]`, or the default one with images of the run's size and background.
+    /// How to evaluate: the section `[eval]`, or the default one. Images have the run's size and background where it does not
+    /// say otherwise.
     pub fn evaluation(&self) -> EvalConfig {
-        self.eval.clone().unwrap_or_else(|| {
-            let mut config = EvalConfig::default();
-            (config.data.height, config.data.width) = (self.data.height, self.data.width);
-            config.data.background = self.data.background;
-            config
-        })
+        let mut config = self.eval.clone().unwrap_or_default();
+        config.data.height.get_or_insert(self.data.height);
+        config.data.width.get_or_insert(self.data.width);
+        config.data.background.get_or_insert(self.data.background);
+        config
     }
 
     /// The recipe as TOML, with every default written out.
