@@ -1,6 +1,6 @@
 """Loads what `dtk export` writes into timm and torchvision, strictly, and compares the features of all four stages with dtk's.
 
-    tools/check_export.py [--dtk target/release/dtk] [--keep DIR]    needs tools/check_export_requirements.txt
+    tools/check_export.py [--dtk target/release/dtk] [--keep DIR]    with the Python that tools/export_python.sh prints
     tools/check_export.py --keys                                     writes the key lists in tests/fixtures/keys again
 
 For a ResNet-50 and a ConvNeXt-T, dtk trains two steps with a small random teacher, so that weights, layer scales and running
