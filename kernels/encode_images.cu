@@ -19,6 +19,7 @@
 // which 20 make the noise: memory, 3.35 TB/s, in bf16 close to the limit of the integer units. Without places the pixels of a
 // chunk are loaded at once; with them byte by byte, out of the first-level cache but for the first touch.
 #include "tile/philox.cuh"
+#include "tile/pixels.cuh"
 #include "tile/types.cuh"
 
 constexpr int THREADS = 256, E = Chunk<T>::SIZE;
@@ -38,25 +39,7 @@ struct EncodeImagesParams {
 static_assert(sizeof(EncodeImagesParams) == PARAMS_BYTES, "the host passes another struct");
 #endif
 
-// The pixels of `there` elements from `first` on of an image that is used as it is.
-static __device__ __forceinline__ void load_pixels(float (&v)[E], const u8 *from, int there, bool whole) {
-    if (whole) {
-        u32 words[E / 4];
-        if constexpr (E == 8) {
-            const uint2 two = *reinterpret_cast<const uint2 *>(from);
-            words[0] = two.x, words[1] = two.y;
-        } else {
-            words[0] = *reinterpret_cast<const u32 *>(from);
-        }
-#pragma unroll
-        for (int i = 0; i < E; i++) v[i] = static_cast<float>(words[i / 4] >> (8 * (i % 4)) & 255u);
-    } else {
-#pragma unroll
-        for (int i = 0; i < E; i++) v[i] = i < there ? static_cast<float>(from[i]) : 0.0f;
-    }
-}
-
-// The same of a part of an image.
+// The pixels of `there` elements from `first` on of a part of an image.
 static __device__ __forceinline__ void gather_pixels(float (&v)[E], const EncodeImagesParams &p, int image, int first,
                                                      int there) {
     const int *const place = p.places + 3 * image;

@@ -4,7 +4,7 @@ mod common;
 
 use common::{assert_close, max_abs};
 use dtk::base::{DType, Philox};
-use dtk::models::adm::{AdmConfig, AdmUnet, Tap, Taps, Time};
+use dtk::models::adm::{AdmConfig, AdmUnet, Tap, Taps, Time, timestep_embedding};
 use dtk::nn::{Ctx, Init, ParamStore};
 use dtk::tensor::{Ledger, Tensor};
 use std::collections::BTreeSet;
@@ -172,6 +172,20 @@ fn adm_folded_time_is_the_same_network() {
     }
 }
 
+/// The embedding of the times, made elsewhere, is as good as the times.
+#[test]
+fn a_time_embedding_is_a_time() {
+    let config = shallow();
+    let (net, store) = randomised(&config);
+    let steps = [7.0, 300.0];
+    let mut ctx = Ctx::inference(&store);
+    let x = ctx.constant(image([2, 4, 6, 3]));
+    let plain = net.forward(&mut ctx, &x, &Time::Steps(&steps), None).unwrap();
+    let embedding = ctx.constant(timestep_embedding(&steps, config.model_channels));
+    let embedded = net.forward(&mut ctx, &x, &Time::Embedded(&embedding), None).unwrap();
+    assert_eq!(plain.tensor().f32s().unwrap(), embedded.tensor().f32s().unwrap());
+}
+
 /// Loss and gradients of every parameter after one training pass.
 fn gradients(config: &AdmConfig, recompute: bool) -> (f32, Vec<(String, Tensor)>) {
     let (net, store) = randomised(config);
@@ -303,6 +317,9 @@ fn adm_refuses_what_does_not_fit() {
     assert!(e.is_usage() && e.to_string().contains("another configuration"), "{e}");
     assert_eq!(*run(&net, &store, [1, 2, 4, 3], &Time::Folded(&folded), None).unwrap(), [1, 2, 4, 6]);
     let mut ctx = Ctx::inference(&store);
+    let wrong = ctx.constant(Tensor::zeros([1, 5]));
+    let e = run(&net, &store, [1, 4, 4, 3], &Time::Embedded(&wrong), None).unwrap_err();
+    assert!(e.is_shape() && e.to_string().contains("time embedding"), "{e}");
     let x = ctx.constant(image([1, 4, 4, 3]));
     let taps = Taps::new([Tap::pre_up(99)]);
     assert!(net.features(&mut ctx, &x, &t, None, &taps, true).unwrap_err().is_usage());

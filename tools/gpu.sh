@@ -301,7 +301,7 @@ profile() { # name, function
     fi
 }
 
-training='gpu_training|gpu_embedding|golden_|adm_'
+training='gpu_training|gpu_teacher|gpu_embedding|golden_|adm_'
 export -f tests profiles profile_step sanitize
 export bin dtk python work results training
 

@@ -2,10 +2,9 @@
 
 use super::bench::Peaks;
 use super::{bytes, count};
-use crate::error::Result;
-use crate::gpu::{DeviceInfo, Place};
-use crate::recipe::Recipe;
-use crate::train::{DevicePlan, PlannedWork, plan_device};
+use crate::gpu::Place;
+use crate::recipe::Precision;
+use crate::train::{DevicePlan, PlannedWork};
 use std::collections::BTreeMap;
 
 /// What products reach of a card's peak arithmetic, and passes over memory of its peak bandwidth: what good kernels reach
@@ -13,14 +12,13 @@ use std::collections::BTreeMap;
 const PRODUCT_SHARE: f64 = 0.75;
 const MEMORY_SHARE: f64 = 0.85;
 
-/// Prints the plan of a training step on a device. `there` says whether the device is at hand or only imagined.
-pub fn print(recipe: &Recipe, device: &DeviceInfo, there: bool) -> Result<()> {
-    let plan = plan_device(recipe, device)?;
+/// Prints the plan of a training step on a device. `there` says whether the device is at hand or only imagined, `remedy` what to
+/// do where the step does not fit its memory.
+pub fn print(plan: &DevicePlan, precision: Precision, there: bool, remedy: &str) {
+    let device = &plan.device;
     let peaks = Peaks::of_device(device);
-    println!("# resolved recipe\n{}", recipe.to_toml());
     let imagined = if there { "" } else { ", which is not here" };
-    let precision = recipe.train.precision.dtype();
-    println!("# plan of one step on {}{imagined} ({precision} operands)", device.name);
+    println!("# plan of one step on {}{imagined} ({} operands)", device.name, precision.dtype());
     let n = plan.images;
     println!("# part of a batch: {n} images, {} times", plan.parts);
     println!(
@@ -30,8 +28,7 @@ pub fn print(recipe: &Recipe, device: &DeviceInfo, there: bool) -> Result<()> {
     rows(&plan.part, &peaks, 0);
     println!("# update of the parameters: once");
     rows(&plan.update, &peaks, plan.part.len());
-    summary(&plan, &peaks, device);
-    Ok(())
+    summary(plan, &peaks, remedy);
 }
 
 fn rows(works: &[PlannedWork], peaks: &Peaks, first: usize) {
@@ -76,7 +73,8 @@ fn time(peaks: &Peaks, w: &PlannedWork) -> Option<(f64, bool)> {
     Some((floor.ms / 1e3, floor.bound == super::bench::Bound::Compute))
 }
 
-fn summary(plan: &DevicePlan, peaks: &Peaks, device: &DeviceInfo) {
+fn summary(plan: &DevicePlan, peaks: &Peaks, remedy: &str) {
+    let device = &plan.device;
     let mut ops: BTreeMap<String, [f64; 4]> = BTreeMap::new();
     let (mut floor, mut predicted) = (0.0, 0.0);
     for (works, times) in [(&plan.part, plan.parts), (&plan.update, 1)] {
@@ -122,7 +120,7 @@ fn summary(plan: &DevicePlan, peaks: &Peaks, device: &DeviceInfo) {
         bytes(device.total_memory_bytes as usize)
     );
     if total > device.total_memory_bytes {
-        println!("                      it does not fit: raise train.accumulate");
+        println!("                      it does not fit: {remedy}");
     }
     println!("kernels               {} variants", plan.kernels().len());
     println!("FLOPs                 {}", count(plan.flops()));

@@ -7,7 +7,9 @@ use crate::error::{Error, Result};
 use crate::eval::Report;
 use crate::gpu::Gpu;
 use crate::recipe::Recipe;
-use crate::train::{Options, Resume, RunDir, Summary, Trainer, evaluate_run, illustrate_run, report};
+use crate::train::{
+    Options, Resume, RunDir, Summary, Trainer, evaluate_run, illustrate_run, plan_device, report,
+};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,7 +76,12 @@ impl Train {
         if self.dry_run {
             return match self.recipe.device.planned()? {
                 None => plan::print_training(&recipe),
-                Some((device, there)) => device_plan::print(&recipe, &device, there),
+                Some((device, there)) => {
+                    let plan = plan_device(&recipe, &device)?;
+                    println!("# resolved recipe\n{}", recipe.to_toml());
+                    device_plan::print(&plan, recipe.train.precision, there, "raise train.accumulate");
+                    Ok(())
+                }
             };
         }
         let device = self.recipe.device.gpu()?;

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::models::adm::{AdmUnet, Time};
 use crate::nn::{Ctx, ParamId, ParamStore};
 use crate::ops::diffusion_loss::DiffusionLoss;
+use crate::tape::Var;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,28 @@ struct Part {
     grads: Vec<(ParamId, Tensor)>,
 }
 
+/// Images of a training step with their noise, as the loss takes them: all in host memory, or all on a device.
+pub struct NoisyBatch {
+    /// Image and noise, mixed: `[N, H, W, C]`, of the network's type.
+    pub noisy: Tensor,
+    /// The noise, f32 `[N, H, W, C]`.
+    pub noise: Tensor,
+    /// The classes, i64 `[N]`, for a class-conditional network.
+    pub labels: Option<Tensor>,
+    /// What the variational bound needs, for a network that predicts a variance, and only then.
+    pub bound: Option<Bound>,
+}
+
+/// What the variational bound of a [`NoisyBatch`] needs.
+pub struct Bound {
+    /// The images in -1..1, f32 `[N, H, W, C]`.
+    pub images: Tensor,
+    /// The step of each, i64 `[N]`.
+    pub index: Tensor,
+    /// Those of [`Denoiser::tables`].
+    pub tables: Tensor,
+}
+
 /// An ADM U-Net, its parameters and the process that it learns to undo. It computes gradients; whoever drives it applies
 /// them.
 pub struct Denoiser {
@@ -143,7 +166,9 @@ impl Denoiser {
         Noise::Fresh.stream(self.root.fold_str("noise"), step, position)
     }
 
-    /// The stream of dropout of a training step's samples from position `first` on.
+    /// The stream of dropout of a training step's samples from position `first` on, which go through the network together. On
+    /// the CPU these are parts of eight samples; a device takes the whole batch at once, so that with more samples than eight
+    /// and dropout the masks of the two differ.
     pub fn dropout_stream(&self, step: u64, first: u64) -> Philox {
         self.root.fold_str("dropout").fold(step).fold(first)
     }
@@ -217,27 +242,64 @@ impl Denoiser {
         let noisy = self.schedule.q_sample(&images, times, &noise)?;
         let rng = self.dropout_stream(step, positions.first().copied().unwrap_or(0));
         let mut ctx = Ctx::training(&self.store, rng);
-        let steps: Vec<f32> = times.iter().map(|&t| self.schedule.timestep_map[t] as f32).collect();
-        let x = ctx.constant(noisy);
-        let labels = labels.map(|l| ctx.constant(l.clone()));
-        let prediction = self.net.forward(&mut ctx, &x, &Time::Steps(&steps), labels.as_ref())?;
-        drop(x);
-        let noise = ctx.constant(noise);
-        let (total, aux) = if self.net.config().learn_sigma {
+        let bound = self.net.config().learn_sigma.then(|| {
             let index = times.iter().map(|&t| t as i64).collect();
-            let inputs = [images, Tensor::from_vec([n], index)?, self.tables.clone()];
-            let [images, index, tables] = inputs.map(|t| ctx.constant(t));
-            ctx.apply_aux(self.loss.clone(), &[&prediction, &noise, &images, &index, &tables])?
-        } else {
-            ctx.apply_aux(self.loss.clone(), &[&prediction, &noise])?
-        };
-        drop((prediction, noise));
+            Ok::<_, Error>(Bound {
+                images,
+                index: Tensor::from_vec([n], index)?,
+                tables: self.tables.clone(),
+            })
+        });
+        let batch = NoisyBatch { noisy, noise, labels, bound: bound.transpose()? };
+        let (total, samples) = self.objective(&mut ctx, &Time::Steps(&self.network_times(times)), batch)?;
         let loss = share * total.tensor().item()?;
-        let samples = aux.first().map(|t| t.f32s().map(<[f32]>::to_vec)).transpose()?.unwrap_or_default();
+        let samples = samples.f32s()?.to_vec();
         let mut g = ctx.backward_from(vec![(total.clone(), Tensor::full(total.shape(), share))])?;
         let ids = self.store.iter().map(|(id, _)| id);
         let grads = ids.filter_map(|id| Some((id, g.take_param(id)?))).collect();
         Ok(Part { loss, samples, grads })
+    }
+
+    /// The time steps as the network knows them, which is where the schedule has them.
+    pub fn network_times(&self, times: &[usize]) -> Vec<f32> {
+        times.iter().map(|&t| self.schedule.timestep_map[t] as f32).collect()
+    }
+
+    /// What the bound has to know of every step: [`Schedule::bound_tables`], f32 `[steps, 2]`.
+    pub fn tables(&self) -> &Tensor {
+        &self.tables
+    }
+
+    /// The loss of a batch at the network's `time`, a scalar on the tape of `ctx`, and its two parts for every image,
+    /// `[N, 2]`. `ctx` holds the network's parameters, here or on a device, and all tensors lie where they do.
+    ///
+    /// # Errors
+    /// Shapes that do not fit; labels or a bound that the network does not take, or needs.
+    pub fn objective<'a>(
+        &'a self,
+        ctx: &mut Ctx<'a>,
+        time: &Time<'_>,
+        batch: NoisyBatch,
+    ) -> Result<(Var, Tensor)> {
+        let NoisyBatch { noisy, noise, labels, bound } = batch;
+        let x = ctx.constant(noisy);
+        let labels = labels.map(|l| ctx.constant(l));
+        let prediction = self.net.forward(ctx, &x, time, labels.as_ref())?;
+        drop(x);
+        let noise = ctx.constant(noise);
+        let (total, parts) = match bound {
+            Some(Bound { images, index, tables }) => {
+                let [images, index, tables] = [images, index, tables].map(|t| ctx.constant(t));
+                ctx.apply_aux(self.loss.clone(), &[&prediction, &noise, &images, &index, &tables])?
+            }
+            None => ctx.apply_aux(self.loss.clone(), &[&prediction, &noise])?,
+        };
+        match parts.into_iter().next() {
+            Some(parts) => Ok((total, parts)),
+            None => {
+                Err(Error::device("planning tensors have no parts of the loss").with_op("diffusion_loss"))
+            }
+        }
     }
 
     /// The numbers of a step, without gradients, from the two parts of the loss of every sample.

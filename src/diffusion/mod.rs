@@ -10,7 +10,7 @@ mod sample;
 mod schedule;
 
 pub use ddim::{DdimStep, EpsModel, ddim_encode};
-pub use denoiser::{Denoiser, DenoiserStep, ProcessConfig};
+pub use denoiser::{Bound, Denoiser, DenoiserStep, NoisyBatch, ProcessConfig};
 pub use noise::Noise;
 pub use sample::{Sampler, sample};
 pub use schedule::{BetaSchedule, Respacing, Schedule, space_timesteps};

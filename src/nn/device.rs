@@ -1,6 +1,6 @@
 //! The parameters of a network in the memory of a CUDA device, so that its forward and backward pass run there.
 
-use super::params::{Param, ParamId, ParamStore, Role};
+use super::params::{Layout, Param, ParamId, ParamStore, Role};
 use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -13,8 +13,8 @@ const TAGS: [&str; 3] = ["weight", "master weight", "buffer"];
 /// so a captured graph goes on using them.
 pub struct DeviceParams {
     /// What a [`super::Ctx`] runs on: parameters of rank 2 and more, which are operands of products, as the device's type;
-    /// other parameters (biases, gains) and floating-point buffers as f32. Buffers that count are left in host memory: no
-    /// kernel reads them.
+    /// other parameters (biases, gains, tables) and floating-point buffers as f32. Buffers that count are left in host
+    /// memory: no kernel reads them.
     pub store: ParamStore,
     /// The f32 values of every parameter, which an optimiser updates: where `store` has f32 too, the same tensor.
     pub masters: Vec<(ParamId, Tensor)>,
@@ -108,8 +108,8 @@ impl DeviceParams {
 enum Kind {
     /// An operand of a product.
     Operand,
-    /// A bias, a gain.
-    Vector,
+    /// A bias, a gain, a table.
+    Exact,
     /// Running statistics.
     Buffer,
     /// An integer.
@@ -121,8 +121,9 @@ impl Kind {
         match p.role() {
             Role::Buffer if p.value().dtype() == DType::F32 => Kind::Buffer,
             Role::Buffer => Kind::Counter,
+            Role::Parameter if p.layout() == Layout::Table => Kind::Exact,
             Role::Parameter if p.value().shape().len() >= 2 => Kind::Operand,
-            Role::Parameter => Kind::Vector,
+            Role::Parameter => Kind::Exact,
         }
     }
 }

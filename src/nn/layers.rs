@@ -345,15 +345,15 @@ pub struct Embedding {
 impl Embedding {
     /// With PyTorch's default initialisation, standard normal.
     pub fn new(b: &mut Builder<'_>, rows: usize, dim: usize) -> Self {
-        Embedding { weight: b.param("weight", [rows, dim], Layout::Plain, Init::Normal(1.0)) }
+        Embedding { weight: b.param("weight", [rows, dim], Layout::Table, Init::Normal(1.0)) }
     }
 
-    /// `index [N]` (i64) to `[N, dim]`.
+    /// `index [N]` (i64) to `[N, dim]`, on a device of type `dtype` (f32 or bf16).
     ///
     /// # Errors
     /// An index is out of range.
-    pub fn forward(&self, ctx: &mut Ctx<'_>, index: &Var) -> Result<Var> {
+    pub fn forward(&self, ctx: &mut Ctx<'_>, index: &Var, dtype: DType) -> Result<Var> {
         let w = ctx.param(self.weight);
-        ctx.apply(ops::embedding::Embedding {}, &[&w, index])
+        ctx.apply(ops::embedding::Embedding { dtype }, &[&w, index])
     }
 }

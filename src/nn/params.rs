@@ -22,6 +22,8 @@ impl ParamId {
 pub enum Layout {
     /// The same in both.
     Plain,
+    /// The same in both: rows that are looked up and never multiplied, which a device keeps in f32.
+    Table,
     /// A 2-D convolution weight: `[out, in/groups, kh, kw]` in files, `[out, kh, kw, in/groups]` in memory, so that
     /// the innermost axis is the channels of an NHWC image.
     Conv2d,
@@ -60,6 +62,10 @@ impl Param {
     pub fn file_shape(&self) -> Shape {
         self.file_shape
     }
+    /// How it lies in memory compared with files.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
     /// Learned or kept.
     pub fn role(&self) -> Role {
         self.role
@@ -75,7 +81,7 @@ impl Param {
 
     fn to_memory(&self, t: &Tensor) -> Result<Tensor> {
         match self.layout {
-            Layout::Plain => Ok(t.clone()),
+            Layout::Plain | Layout::Table => Ok(t.clone()),
             Layout::Conv2d => t.nchw_to_nhwc(),
             Layout::Conv1d => t.reshape([self.file_shape[0], self.file_shape[1]]),
         }
@@ -83,7 +89,7 @@ impl Param {
 
     fn to_file(&self) -> Result<Tensor> {
         match self.layout {
-            Layout::Plain => Ok(self.value.clone()),
+            Layout::Plain | Layout::Table => Ok(self.value.clone()),
             Layout::Conv2d => self.value.nhwc_to_nchw(),
             Layout::Conv1d => self.value.reshape(self.file_shape),
         }
@@ -250,7 +256,7 @@ impl Builder<'_> {
     ) -> ParamId {
         let name = self.path(name);
         let memory = match layout {
-            Layout::Plain => shape,
+            Layout::Plain | Layout::Table => shape,
             Layout::Conv2d => [shape[0], shape[2], shape[3], shape[1]].into(),
             Layout::Conv1d => [shape[0], shape[1]].into(),
         };

@@ -12,8 +12,11 @@ use bytemuck::{Pod, Zeroable};
 /// Rows of a table. Inputs: `weight [K, D]`, `index [N]` (i64, `0..K`); result `[N, D]`.
 ///
 /// On a device the table is f32, and an index outside of it, which nobody there can refuse, gives a row of NaN.
-#[derive(Clone, Debug, Default)]
-pub struct Embedding {}
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// Element type of the result on a device: f32, or bf16, to which rows are rounded. On the host it is f32.
+    pub dtype: DType,
+}
 
 /// The row numbers, or an error that names the first one outside `0..count`.
 fn checked(index: &[i64], count: usize) -> Result<impl Iterator<Item = usize>> {
@@ -85,7 +88,7 @@ impl Op for Embedding {
             let grid = Grid { grid: [blocks, 1, 1], block: THREADS as u32, shared_bytes: 0 };
             call("embedding_fwd", wide).launch(gpu, grid, &p)?;
         }
-        Ok(y.into())
+        Ok(cast(gpu, &y, self.dtype)?.into())
     }
 
     fn launch_backward(&self, gpu: &Gpu, ctx: &Backward<'_>) -> Result<Vec<Option<Tensor>>> {
@@ -94,7 +97,8 @@ impl Op for Embedding {
         }
         let (index, (rows, dim)) = (&ctx.saved[0], ctx.inputs[0].matrix("embedding")?);
         let gw = Tensor::empty_gpu([rows, dim], DType::F32, gpu, "embedding gradient")?;
-        let (p, wide) = params(ctx.gy, index, &gw, [rows, dim, index.elems()])?;
+        let gy = cast(gpu, ctx.gy, DType::F32)?;
+        let (p, wide) = params(&gy, index, &gw, [rows, dim, index.elems()])?;
         if gw.elems() > 0 {
             let across = dim.div_ceil(32 * if wide { 4 } else { 1 });
             let blocks = [rows.div_ceil(THREADS / 32) as u32, across as u32, 1];
@@ -182,7 +186,7 @@ pub(in crate::ops) fn variants() -> Vec<Variant> {
 pub fn cases() -> Vec<Case> {
     let case = |label: &str, k: usize, d: usize, n: usize, bench: bool| {
         let inputs = vec![Input::normal("weight", [k, d]), Input::labels("index", [n], k as u32, 0)];
-        Case { bench, ..Case::new(label, Embedding {}, inputs) }
+        Case { bench, ..Case::new(label, Embedding { dtype: DType::F32 }, inputs) }
     };
     vec![
         case("one of each", 1, 1, 1, false),
@@ -199,16 +203,17 @@ mod tests {
 
     #[test]
     fn refuses_bad_indices_and_shapes() {
+        let op = Embedding { dtype: DType::F32 };
         let weight = Tensor::zeros([3, 2]);
         for bad in [3i64, -1, i64::MAX] {
             let index = Tensor::from_vec([2], vec![0, bad]).unwrap();
-            let e = run(&Embedding {}, &[&weight, &index]).err().unwrap();
+            let e = run(&op, &[&weight, &index]).err().unwrap();
             assert!(e.is_data() && e.to_string().contains(&bad.to_string()), "{e}");
             assert!(e.to_string().contains("embedding"), "{e}");
         }
         let index = Tensor::zeros([2]);
-        assert!(run(&Embedding {}, &[&weight, &index]).err().unwrap().is_dtype());
-        assert!(run(&Embedding {}, &[&index, &index]).err().unwrap().is_shape());
-        assert!(run(&Embedding {}, &[&weight]).err().unwrap().is_shape());
+        assert!(run(&op, &[&weight, &index]).err().unwrap().is_dtype());
+        assert!(run(&op, &[&index, &index]).err().unwrap().is_shape());
+        assert!(run(&op, &[&weight]).err().unwrap().is_shape());
     }
 }

@@ -1,52 +1,21 @@
 //! The main loop: images, teacher, student, optimiser.
 
+use super::course::{
+    Course, Log, Options, Outline, Resumable, Training, averaged, read_states, write_states,
+};
 use super::device::{DeviceEngine, DevicePlan};
-use super::engine::{Engine, HostEngine, Job, Outcome};
-use super::log::{EventWriter, JsonLines, metrics, scalars};
-use super::run_dir::{Checkpoint, RunDir, read_tensors};
-use super::source::open_images;
+use super::engine::{Engine, HostEngine, Job, Numbers, Outcome};
 use super::weights::{fill_backbone, fill_teacher, load_params, save_params};
 use crate::checkpoint::{KeyReport, StateDict, Tolerance};
-use crate::data::{ImageSource, Loader, LoaderConfig, Pixels, Skipped};
+use crate::data::Skipped;
 use crate::distill::{Distiller, LevelMetrics, Plan, Student, Teacher};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval::OnlineKnn;
-use crate::gpu::{DeviceInfo, Gpu};
-use crate::optim::Schedule;
+use crate::gpu::DeviceInfo;
 use crate::recipe::Recipe;
-use crate::tensor::write_safetensors;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// Where a run starts.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Resume {
-    /// From the beginning; an existing run is an error.
-    #[default]
-    No,
-    /// From the last checkpoint of the run folder; from the beginning if there is none.
-    Auto,
-    /// From this checkpoint's folder.
-    From(PathBuf),
-    /// From the beginning, and what an earlier run left is removed.
-    Overwrite,
-}
-
-/// How a run is carried out.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The run folder.
-    pub out: PathBuf,
-    /// Where to start.
-    pub resume: Resume,
-    /// Set from outside (Ctrl-C) to save and stop after the current step.
-    pub stop: Arc<AtomicBool>,
-    /// The CUDA device to compute on; the CPU if absent.
-    pub device: Option<Gpu>,
-}
+use std::time::Duration;
 
 /// What is known before the first step.
 #[derive(Debug)]
@@ -160,17 +129,17 @@ pub fn plan_device(recipe: &Recipe, device: &DeviceInfo) -> Result<DevicePlan> {
 
 /// A distillation run.
 pub struct Trainer {
-    recipe: Recipe,
-    source: Arc<dyn ImageSource>,
-    distiller: Distiller,
-    engine: Box<dyn Engine>,
-    on_device: bool,
-    schedule: Schedule,
-    total_steps: u64,
-    step: u64,
-    dir: RunDir,
-    stop: Arc<AtomicBool>,
+    course: Course,
+    work: Work,
     setup: Setup,
+}
+
+/// What a run trains and measures.
+struct Work {
+    recipe: Recipe,
+    data_fingerprint: String,
+    distiller: Distiller,
+    engine: Box<dyn Engine<Distiller, Numbers = Numbers>>,
     knn: Option<OnlineKnn>,
 }
 
@@ -181,10 +150,18 @@ impl Trainer {
     /// An invalid recipe, unreadable images or checkpoints, a run folder that is in use, a checkpoint of another run.
     pub fn new(recipe: Recipe, options: Options) -> Result<Self> {
         recipe.validate()?;
-        let dir = RunDir::new(&options.out);
-        let from = dir.start(&options.resume)?;
-        let source = open_images(&recipe.data)?;
-        let (seed, batch) = (recipe.seed, recipe.train.batch);
+        let outline = Outline {
+            data: &recipe.data,
+            lr: &recipe.lr,
+            run: &recipe.run,
+            length: &recipe.train.length,
+            seed: recipe.seed,
+            batch: recipe.train.batch,
+            accumulate: recipe.train.accumulate,
+            fingerprint: recipe.fingerprint(),
+        };
+        let (mut course, from) = Course::open(&outline, &options)?;
+        let seed = recipe.seed;
         let mut teacher_keys = None;
         let teacher = Teacher::new(&recipe.teacher, &recipe.diffusion, seed, |store| {
             teacher_keys = fill_teacher(store, &recipe.teacher, seed)?;
@@ -196,49 +173,28 @@ impl Trainer {
             student_keys = fill_backbone(store, &recipe.student, seed)?;
             Ok(())
         })?;
-        let steps_per_epoch = (source.len() as u64 / batch as u64).max(1);
-        let total_steps = recipe.train.length.steps(steps_per_epoch);
-        let schedule =
-            recipe.lr.schedule.build(recipe.lr.peak.resolve(batch)?, total_steps, steps_per_epoch)?;
-        let setup = Setup {
-            images: source.len(),
-            total_steps,
+        let mut setup = Setup {
+            images: course.source().len(),
+            total_steps: course.total_steps(),
             start_step: 0,
             teacher_keys,
             student_keys,
             teacher_parameters: teacher.params().parameter_count(),
             student_parameters: student.params().parameter_count(),
         };
-        let knn = recipe.eval.as_ref().filter(|e| e.online_knn_every > 0).map(OnlineKnn::new).transpose()?;
+        let online = recipe.eval.as_ref().is_some_and(|e| e.online_knn_every > 0);
+        let knn = online.then(|| OnlineKnn::new(&recipe.evaluation())).transpose()?;
         let distiller = Distiller::new(teacher, student, recipe.loss.clone(), seed)?;
-        let engine: Box<dyn Engine> = match &options.device {
+        let engine: Box<dyn Engine<Distiller, Numbers = Numbers>> = match &options.device {
             None => Box::new(HostEngine::new(&recipe, distiller.student())?),
             Some(gpu) => Box::new(DeviceEngine::new(&recipe, &distiller, gpu)?),
         };
-        let mut trainer = Trainer {
-            engine,
-            on_device: options.device.is_some(),
-            distiller,
-            recipe,
-            source,
-            schedule,
-            total_steps,
-            step: 0,
-            dir,
-            stop: options.stop,
-            setup,
-            knn,
-        };
-        if let Some(path) = from {
-            trainer.load(&path)?;
-            trainer.setup.start_step = trainer.step;
-        }
-        if options.resume == Resume::Overwrite {
-            trainer.dir.clear()?;
-        }
-        let (images, fingerprint) = (trainer.source.fingerprint(), trainer.recipe.fingerprint());
-        trainer.dir.begin(&trainer.recipe.to_toml(), options.device.as_ref(), &images, &fingerprint)?;
-        Ok(trainer)
+        let data_fingerprint = course.data_fingerprint().to_string();
+        let mut work = Work { recipe, data_fingerprint, distiller, engine, knn };
+        let texts = (&work.recipe.to_toml()[..], ", or start a new run from it with student.weights");
+        course.begin(from.as_deref(), &mut work, texts, &options)?;
+        setup.start_step = course.step();
+        Ok(Trainer { course, work, setup })
     }
 
     /// What is known before the first step.
@@ -248,217 +204,145 @@ impl Trainer {
 
     /// Teacher and student.
     pub fn distiller(&self) -> &Distiller {
-        &self.distiller
+        &self.work.distiller
     }
 
     /// Runs to the end, or until a stop is asked for.
     ///
     /// # Errors
-    /// [`Error::interrupted`] after a stop, when everything is saved; a loss or gradient that is not finite; too many
-    /// unreadable images; a file that cannot be written.
+    /// [`Error::interrupted`](crate::Error::interrupted) after a stop, when everything is saved; a loss or gradient that is not
+    /// finite; too many unreadable images; a file that cannot be written.
     pub fn run(&mut self, observer: &mut dyn Observer) -> Result<Summary> {
         observer.on_setup(&self.setup);
-        let accumulate = self.recipe.train.accumulate;
-        let data = &self.recipe.data;
-        let config = LoaderConfig {
-            batch: self.recipe.train.batch / accumulate,
-            height: data.height,
-            width: data.width,
-            pixels: if self.on_device { Pixels::Bytes } else { Pixels::Signed },
-            flip: data.flip,
-            crop: data.crop,
-            background: data.background,
-            seed: self.recipe.seed,
-            max_bad: data.max_bad,
-            workers: data.workers,
-            prefetch: data.prefetch,
-            ..LoaderConfig::default()
-        };
-        let mut loader = Loader::new(Arc::clone(&self.source), config, self.step * accumulate as u64)?;
-        let mut lines = JsonLines::open(&self.dir.file("metrics.jsonl"), self.step)?;
-        let mut events = match self.recipe.run.tensorboard {
-            true => Some(EventWriter::create(self.dir.path(), wall_time(), self.step)?),
-            false => None,
-        };
-        let (mut last, mut known_bad, mut saved) = (None, 0, None);
-        let mut epochs = VecDeque::new();
-        while self.step < self.total_steps {
-            let job = Job {
-                step: self.step,
-                lr: self.schedule.lr_at(self.step),
-                batch: &mut || loader.next_batch(),
-            };
-            self.engine.step(&mut self.distiller, job)?;
-            self.step += 1;
-            epochs.push_back(loader.epoch());
-            for bad in &loader.skipped()[known_bad..] {
-                observer.on_skip(bad);
-            }
-            known_bad = loader.skipped().len();
-            let (end, every) = (self.step == self.total_steps, self.recipe.run.save_every);
-            let due = self.step.is_multiple_of(every) || end;
-            let measures = self.measures(end);
-            let mut done = self.engine.finished(&self.distiller, due || measures)?;
-            let measured = if measures { self.online_knn()? } else { None };
-            // Whoever watches may ask for a stop: then what is still under way is waited for, and saved.
-            let stop = loop {
-                for out in std::mem::take(&mut done) {
-                    let mut report = self.report(out, epochs.pop_front().unwrap_or_default());
-                    report.knn_top1 = measured.filter(|_| report.step == self.step);
-                    let last_step = report.step == self.total_steps;
-                    let log_every = self.recipe.run.log_every;
-                    let first = report.step == 1;
-                    if report.step.is_multiple_of(log_every)
-                        || last_step
-                        || first
-                        || report.knn_top1.is_some()
-                    {
-                        lines.write(&metrics(&report))?;
-                        if let Some(events) = &mut events {
-                            events.scalars(wall_time(), report.step, &scalars(&report))?;
-                        }
-                    }
-                    observer.on_step(&report);
-                    last = Some(report);
-                }
-                let stop = self.stop.load(Ordering::Relaxed);
-                if stop {
-                    done = self.engine.finished(&self.distiller, true)?;
-                }
-                if done.is_empty() {
-                    break stop;
-                }
-            };
-            let save = due || stop;
-            if save {
-                let path = self.save()?;
-                observer.on_checkpoint(&path);
-                saved = Some(self.step);
-            }
-            if stop && !end {
-                return Err(Error::interrupted(format!(
-                    "stopped after step {} of {}",
-                    self.step, self.total_steps
-                ))
-                .with_file(self.dir.path())
-                .with_remedy("continue with the same command and --resume auto"));
-            }
+        let total_steps = self.course.total_steps();
+        let mut watched = Watched { work: &mut self.work, observer, total_steps, measured: None, last: None };
+        let skipped = self.course.drive(&mut watched)?;
+        let last = watched.last;
+        let (step, work) = (self.course.step(), &self.work);
+        let backbone = self.course.dir().file("backbone.safetensors");
+        let (store, metadata) = (work.distiller.student().params(), work.metadata(step));
+        save_params(store, "backbone.", &backbone, &metadata)?;
+        if let Some(average) = work.engine.average_state()? {
+            let file = self.course.dir().file("backbone_ema.safetensors");
+            save_params(&averaged(store, &average)?, "backbone.", &file, &metadata)?;
         }
-        if saved.is_none() && self.setup.start_step < self.total_steps {
-            observer.on_checkpoint(&self.save()?);
-        }
-        let backbone = self.dir.file("backbone.safetensors");
-        let metadata = self.metadata();
-        save_params(self.distiller.student().params(), "backbone.", &backbone, &metadata)?;
-        if let Some(average) = self.engine.average_state()? {
-            let store = self.distiller.student().params();
-            let mut averaged = store.clone();
-            for (id, p) in store.iter() {
-                if let Some(t) = average.get(&format!("average.{}", p.name())) {
-                    averaged.set(id, t.clone())?;
-                }
-            }
-            save_params(&averaged, "backbone.", &self.dir.file("backbone_ema.safetensors"), &metadata)?;
-        }
-        Ok(Summary { step: self.step, last, backbone, skipped: loader.skipped().to_vec() })
+        Ok(Summary { step, last, backbone, skipped })
     }
+}
 
-    /// Whether it is time for nearest neighbours: after every so many steps, and at the end.
-    fn measures(&self, end: bool) -> bool {
-        let every = self.recipe.eval.as_ref().map_or(0, |e| e.online_knn_every);
-        self.knn.is_some() && (end || self.step.is_multiple_of(every))
-    }
-
-    /// Nearest neighbours with the student as it is. No step may be under way.
-    fn online_knn(&mut self) -> Result<Option<f64>> {
-        let Some(knn) = &self.knn else { return Ok(None) };
-        self.engine.synchronize(&mut self.distiller)?;
-        knn.top1(&self.recipe.student.backbone, self.distiller.student().params()).map(Some)
-    }
-
-    /// What became of a step, for whoever watches.
-    fn report(&self, out: Outcome, epoch: f64) -> StepReport {
-        StepReport {
-            step: out.step + 1,
-            total_steps: self.total_steps,
-            epoch,
-            loss: out.loss,
-            mse: out.mse,
-            at: out.at,
-            levels: out.levels,
-            lr: out.lr,
-            grad_norm: out.grad_norm,
-            time: out.time,
-            data_wait: out.data_wait,
-            teacher_time: out.teacher_time,
-            student_time: out.student_time,
-            images: self.recipe.train.batch,
-            knn_top1: None,
-        }
-    }
-
-    fn metadata(&self) -> BTreeMap<String, String> {
+impl Work {
+    fn metadata(&self, step: u64) -> BTreeMap<String, String> {
         [
             ("format", "pt".to_string()),
             ("dtk", env!("CARGO_PKG_VERSION").to_string()),
             ("recipe", self.recipe.name.clone()),
             ("recipe_fingerprint", self.recipe.fingerprint()),
-            ("data_fingerprint", self.source.fingerprint()),
+            ("data_fingerprint", self.data_fingerprint.clone()),
             ("backbone", self.recipe.student.backbone.name().to_string()),
             (
                 "backbone_config",
                 serde_json::to_string(&self.recipe.student.backbone).expect("numbers and names"),
             ),
             ("image_size", format!("{}x{}", self.recipe.data.height, self.recipe.data.width)),
-            ("step", self.step.to_string()),
+            ("step", step.to_string()),
             ("seed", self.recipe.seed.to_string()),
         ]
         .map(|(k, v)| (k.to_string(), v))
         .into()
     }
+}
 
-    fn save(&mut self) -> Result<PathBuf> {
-        self.engine.synchronize(&mut self.distiller)?;
-        let state = Checkpoint {
-            step: self.step,
-            recipe: self.recipe.fingerprint(),
-            data: self.source.fingerprint(),
-            version: env!("CARGO_PKG_VERSION").to_string(),
-        };
-        let none = BTreeMap::new();
-        self.dir.save(&state, self.recipe.run.keep, |dir| {
-            save_params(
-                self.distiller.student().params(),
-                "",
-                &dir.join("student.safetensors"),
-                &self.metadata(),
-            )?;
-            write_safetensors(dir.join("optimizer.safetensors"), &self.engine.optimizer_state()?, &none)?;
-            if let Some(average) = self.engine.average_state()? {
-                write_safetensors(dir.join("ema.safetensors"), &average, &none)?;
-            }
-            Ok(())
-        })
+impl Resumable for Work {
+    fn synchronize(&mut self) -> Result<()> {
+        self.engine.synchronize(&mut self.distiller)
     }
 
-    fn load(&mut self, path: &Path) -> Result<()> {
-        let state = RunDir::read_state(path)?;
-        let ours = [self.recipe.fingerprint(), self.source.fingerprint()];
-        state.expect(path, &ours, self.total_steps, ", or start a new run from it with student.weights")?;
-        let student = StateDict::open(path.join("student.safetensors"))?;
-        let store = self.distiller.student_mut().params_mut();
-        load_params(store, "", &student, Tolerance::default())?;
-        let optimizer = read_tensors(&path.join("optimizer.safetensors"))?;
-        let average = match &self.recipe.train.ema {
-            Some(_) => Some(read_tensors(&path.join("ema.safetensors"))?),
-            None => None,
-        };
-        self.engine.load(&self.distiller, &optimizer, average.as_ref())?;
-        self.step = state.step;
-        Ok(())
+    fn write(&self, dir: &Path, step: u64) -> Result<()> {
+        let store = self.distiller.student().params();
+        save_params(store, "", &dir.join("student.safetensors"), &self.metadata(step))?;
+        write_states(&*self.engine, dir)
+    }
+
+    fn read(&mut self, dir: &Path) -> Result<()> {
+        let student = StateDict::open(dir.join("student.safetensors"))?;
+        load_params(self.distiller.student_mut().params_mut(), "", &student, Tolerance::default())?;
+        let (optimizer, average) = read_states(dir, self.recipe.train.ema.is_some())?;
+        self.engine.load(&self.distiller, &optimizer, average.as_ref())
     }
 }
 
-pub(super) fn wall_time() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
+/// A run with somebody who watches.
+struct Watched<'a> {
+    work: &'a mut Work,
+    observer: &'a mut dyn Observer,
+    total_steps: u64,
+    /// Step and accuracy of the last measurement of nearest neighbours.
+    measured: Option<(u64, f64)>,
+    last: Option<StepReport>,
+}
+
+impl Training for Watched<'_> {
+    type Kept = Work;
+    type Outcome = Outcome<Numbers>;
+
+    fn trained(&mut self) -> &mut Work {
+        self.work
+    }
+
+    fn step(&mut self, job: Job<'_>) -> Result<()> {
+        self.work.engine.step(&mut self.work.distiller, job)
+    }
+
+    fn finished(&mut self, all: bool) -> Result<Vec<Self::Outcome>> {
+        self.work.engine.finished(&self.work.distiller, all)
+    }
+
+    /// Nearest neighbours are measured after every so many steps, and at the end.
+    fn looks(&self, step: u64, end: bool) -> bool {
+        let every = self.work.recipe.eval.as_ref().map_or(0, |e| e.online_knn_every);
+        self.work.knn.is_some() && (end || step.is_multiple_of(every))
+    }
+
+    fn measure(&mut self, step: u64) -> Result<()> {
+        self.work.synchronize()?;
+        let (backbone, student) = (&self.work.recipe.student.backbone, self.work.distiller.student());
+        if let Some(knn) = &self.work.knn {
+            self.measured = Some((step, knn.top1(backbone, student.params())?));
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, outcome: Self::Outcome, epoch: f64, log: &mut Log) -> Result<()> {
+        let Outcome { step, numbers, lr, grad_norm, time, data_wait } = outcome;
+        let step = step + 1;
+        let report = StepReport {
+            step,
+            total_steps: self.total_steps,
+            epoch,
+            loss: numbers.loss,
+            mse: numbers.mse,
+            at: numbers.at,
+            levels: numbers.levels,
+            lr,
+            grad_norm,
+            time,
+            data_wait,
+            teacher_time: numbers.teacher_time,
+            student_time: numbers.student_time,
+            images: self.work.recipe.train.batch,
+            knn_top1: self.measured.filter(|(at, _)| *at == step).map(|(_, top1)| top1),
+        };
+        log.write(step, report.knn_top1.is_some(), &report)?;
+        self.observer.on_step(&report);
+        self.last = Some(report);
+        Ok(())
+    }
+
+    fn skipped(&mut self, bad: &Skipped) {
+        self.observer.on_skip(bad);
+    }
+
+    fn saved(&mut self, path: &Path) {
+        self.observer.on_checkpoint(path);
+    }
 }

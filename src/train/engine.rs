@@ -4,7 +4,9 @@ use crate::data::Batch;
 use crate::distill::{Distiller, LevelMetrics, StepOutput, Student};
 use crate::error::{Error, Result};
 use crate::nn::{ParamId, ParamStore};
-use crate::optim::{Ema, Optimizer, Slot, StepStats, clip_grad_norm, weight_decays};
+use crate::optim::{
+    Ema, EmaConfig, Optimizer, OptimizerConfig, Slot, StepStats, clip_grad_norm, weight_decays,
+};
 use crate::recipe::Recipe;
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, VecDeque};
@@ -21,17 +23,23 @@ pub(super) struct Job<'a> {
 }
 
 /// A step that was made.
-pub(super) struct Outcome {
+pub(super) struct Outcome<N> {
     /// Counted from 0.
     pub step: u64,
-    pub loss: f32,
-    pub mse: f32,
-    pub at: f32,
-    pub levels: Vec<LevelMetrics>,
+    /// What was computed.
+    pub numbers: N,
     pub lr: f64,
     pub grad_norm: f64,
     pub time: Duration,
     pub data_wait: Duration,
+}
+
+/// What a step of a distillation computes.
+pub(super) struct Numbers {
+    pub loss: f32,
+    pub mse: f32,
+    pub at: f32,
+    pub levels: Vec<LevelMetrics>,
     /// Times of the networks, where they are known.
     pub teacher_time: Duration,
     pub student_time: Duration,
@@ -40,48 +48,109 @@ pub(super) struct Outcome {
 /// States by tensor name.
 pub(super) type State = BTreeMap<String, Tensor>;
 
-/// Makes steps. The student on the host is up to date after [`Engine::synchronize`].
-pub(super) trait Engine {
+/// Makes the steps of what holds the parameters, a [`Distiller`] or a [`Denoiser`](crate::diffusion::Denoiser). These are up
+/// to date on the host after [`Engine::synchronize`].
+pub(super) trait Engine<M> {
+    /// What a step computes.
+    type Numbers;
     /// Makes a step, or begins it.
-    fn step(&mut self, distiller: &mut Distiller, job: Job<'_>) -> Result<()>;
+    fn step(&mut self, model: &mut M, job: Job<'_>) -> Result<()>;
     /// Steps that are done and were not given yet, oldest first. Waits for `all` that were begun, or for as many that another
     /// one can begin.
-    fn finished(&mut self, distiller: &Distiller, all: bool) -> Result<Vec<Outcome>>;
-    /// Brings the student on the host up to date.
-    fn synchronize(&mut self, distiller: &mut Distiller) -> Result<()>;
+    fn finished(&mut self, model: &M, all: bool) -> Result<Vec<Outcome<Self::Numbers>>>;
+    /// Brings the parameters on the host up to date.
+    fn synchronize(&mut self, model: &mut M) -> Result<()>;
     /// State of the optimiser.
     fn optimizer_state(&self) -> Result<State>;
-    /// State of the average of the student, if there is one.
+    /// State of the average of the parameters, if there is one.
     fn average_state(&self) -> Result<Option<State>>;
-    /// Goes on from states; the student has its values already.
-    fn load(&mut self, distiller: &Distiller, optimizer: &State, average: Option<&State>) -> Result<()>;
+    /// Goes on from states; the parameters have their values already.
+    fn load(&mut self, model: &M, optimizer: &State, average: Option<&State>) -> Result<()>;
+}
+
+/// Clipping, optimiser and average on the CPU.
+pub(super) struct HostUpdate {
+    clip_grad: Option<f64>,
+    optimizer: Box<dyn Optimizer>,
+    ema: Option<Ema>,
+}
+
+impl HostUpdate {
+    pub fn new(
+        optimizer: &OptimizerConfig,
+        clip_grad: Option<f64>,
+        ema: Option<&EmaConfig>,
+        store: &ParamStore,
+    ) -> Result<Self> {
+        let values = store.iter().map(|(_, p)| (p.name(), p.value()));
+        Ok(HostUpdate {
+            clip_grad,
+            optimizer: optimizer.build()?,
+            ema: ema.map(|config| Ema::new(config.clone(), values)).transpose()?,
+        })
+    }
+
+    /// Updates the parameters with gradients in the store's order. Returns the gradient's norm before clipping.
+    pub fn apply(
+        &mut self,
+        store: &mut ParamStore,
+        mut grads: Vec<(ParamId, Tensor)>,
+        lr: f64,
+    ) -> Result<f64> {
+        let mut tensors: Vec<&mut Tensor> = grads.iter_mut().map(|(_, g)| g).collect();
+        let norm = self.clip_grad.map(|max| clip_grad_norm(&mut tensors, max)).transpose()?;
+        let stats = update_params(&mut *self.optimizer, store, &grads, lr)?;
+        if let Some(ema) = &mut self.ema {
+            ema.update(store.iter().map(|(_, p)| (p.name(), p.value())))?;
+        }
+        Ok(norm.unwrap_or(stats.grad_norm))
+    }
+
+    pub fn optimizer_state(&self) -> State {
+        self.optimizer.state()
+    }
+
+    pub fn average_state(&self) -> Option<State> {
+        self.ema.as_ref().map(Ema::state)
+    }
+
+    /// Goes on from the states that were saved with the parameters of `store`.
+    pub fn load(&mut self, store: &ParamStore, optimizer: &State, average: Option<&State>) -> Result<()> {
+        let trainable = store.iter().filter(|(_, p)| p.trainable());
+        let shapes: Vec<_> = trainable.map(|(_, p)| (p.name(), p.value().shape())).collect();
+        self.optimizer.load_state(&shapes, optimizer)?;
+        self.ema.as_mut().zip(average).map_or(Ok(()), |(ema, state)| ema.load_state(state))
+    }
 }
 
 /// The CPU.
 pub(super) struct HostEngine {
     accumulate: usize,
     batch: usize,
-    clip_grad: Option<f64>,
-    optimizer: Box<dyn Optimizer>,
-    ema: Option<Ema>,
-    done: VecDeque<Outcome>,
+    update: HostUpdate,
+    done: VecDeque<Outcome<Numbers>>,
 }
 
 impl HostEngine {
     pub fn new(recipe: &Recipe, student: &Student) -> Result<Self> {
-        let values = student.params().iter().map(|(_, p)| (p.name(), p.value()));
+        let train = &recipe.train;
         Ok(HostEngine {
-            accumulate: recipe.train.accumulate,
-            batch: recipe.train.batch,
-            clip_grad: recipe.train.clip_grad,
-            optimizer: recipe.optimizer.build()?,
-            ema: recipe.train.ema.clone().map(|config| Ema::new(config, values)).transpose()?,
+            accumulate: train.accumulate,
+            batch: train.batch,
+            update: HostUpdate::new(
+                &recipe.optimizer,
+                train.clip_grad,
+                train.ema.as_ref(),
+                student.params(),
+            )?,
             done: VecDeque::new(),
         })
     }
 }
 
-impl Engine for HostEngine {
+impl Engine<Distiller> for HostEngine {
+    type Numbers = Numbers;
+
     fn step(&mut self, distiller: &mut Distiller, job: Job<'_>) -> Result<()> {
         let start = Instant::now();
         let micro = self.batch / self.accumulate;
@@ -101,30 +170,22 @@ impl Engine for HostEngine {
         }
         let Some(mut sum) = sum else { return Err(Error::usage("a step has at least one part")) };
         sum.divide(self.accumulate)?;
-        let Sum { mut out, data_wait } = sum;
-        let mut grads: Vec<&mut Tensor> = out.grads.iter_mut().map(|(_, g)| g).collect();
-        let norm = self.clip_grad.map(|max| clip_grad_norm(&mut grads, max)).transpose()?;
-        let stats = apply_gradients(&mut *self.optimizer, distiller.student_mut(), &out.grads, job.lr)?;
-        if let Some(ema) = &mut self.ema {
-            ema.update(distiller.student().params().iter().map(|(_, p)| (p.name(), p.value())))?;
-        }
-        self.done.push_back(Outcome {
-            step: job.step,
+        let Sum { out, data_wait } = sum;
+        let grad_norm = self.update.apply(distiller.student_mut().params_mut(), out.grads, job.lr)?;
+        let numbers = Numbers {
             loss: out.loss,
             mse: out.mse,
             at: out.at,
             levels: out.levels,
-            lr: job.lr,
-            grad_norm: norm.unwrap_or(stats.grad_norm),
-            time: start.elapsed(),
-            data_wait,
             teacher_time: out.teacher_time,
             student_time: out.student_time,
-        });
+        };
+        let (step, lr, time) = (job.step, job.lr, start.elapsed());
+        self.done.push_back(Outcome { step, numbers, lr, grad_norm, time, data_wait });
         Ok(())
     }
 
-    fn finished(&mut self, _: &Distiller, _: bool) -> Result<Vec<Outcome>> {
+    fn finished(&mut self, _: &Distiller, _: bool) -> Result<Vec<Outcome<Numbers>>> {
         Ok(self.done.drain(..).collect())
     }
 
@@ -133,30 +194,16 @@ impl Engine for HostEngine {
     }
 
     fn optimizer_state(&self) -> Result<State> {
-        Ok(self.optimizer.state())
+        Ok(self.update.optimizer_state())
     }
 
     fn average_state(&self) -> Result<Option<State>> {
-        Ok(self.ema.as_ref().map(Ema::state))
+        Ok(self.update.average_state())
     }
 
     fn load(&mut self, distiller: &Distiller, optimizer: &State, average: Option<&State>) -> Result<()> {
-        let average = self.ema.as_mut().zip(average);
-        load_states(distiller.student().params(), &mut *self.optimizer, optimizer, average)
+        self.update.load(distiller.student().params(), optimizer, average)
     }
-}
-
-/// Gives an optimiser and an average the states that were saved with the parameters of `store`.
-pub(super) fn load_states(
-    store: &ParamStore,
-    optimizer: &mut dyn Optimizer,
-    state: &State,
-    average: Option<(&mut Ema, &State)>,
-) -> Result<()> {
-    let shapes: Vec<_> =
-        store.iter().filter(|(_, p)| p.trainable()).map(|(_, p)| (p.name(), p.value().shape())).collect();
-    optimizer.load_state(&shapes, state)?;
-    average.map_or(Ok(()), |(ema, state)| ema.load_state(state))
 }
 
 /// Updates a student with the gradients of a [`StepOutput`], which are in the order of its parameters. Weight decay
@@ -174,7 +221,7 @@ pub fn apply_gradients(
 }
 
 /// As [`apply_gradients`], for the parameters of any network.
-pub(super) fn update_params(
+fn update_params(
     optimizer: &mut dyn Optimizer,
     store: &mut ParamStore,
     grads: &[(ParamId, Tensor)],

@@ -1,6 +1,7 @@
 //! Metrics on disk: `metrics.jsonl` and TensorBoard events.
 
 use super::StepReport;
+use super::course::Reported;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions};
@@ -137,43 +138,43 @@ pub(super) fn short(v: f32) -> Value {
     json!(v.to_string().parse().unwrap_or(f64::from(v)))
 }
 
-/// One line of `metrics.jsonl`.
-pub(super) fn metrics(r: &StepReport) -> Map<String, Value> {
-    let mut m = Map::new();
-    m.insert("step".into(), json!(r.step));
-    m.insert("epoch".into(), json!(r.epoch));
-    for (tag, v) in scalars(r) {
-        m.insert(tag, short(v));
-    }
-    m.insert("lr".into(), json!(r.lr));
-    m.insert("step_ms".into(), milliseconds(r.time));
-    m.insert("data_wait_ms".into(), milliseconds(r.data_wait));
-    // On a device the step is one graph, whose parts are not timed.
-    for (key, time) in [("teacher_ms", r.teacher_time), ("student_ms", r.student_time)] {
-        if time > Duration::ZERO {
-            m.insert(key.into(), milliseconds(time));
+impl Reported for StepReport {
+    fn line(&self) -> Map<String, Value> {
+        let mut m = Map::new();
+        m.insert("step".into(), json!(self.step));
+        m.insert("epoch".into(), json!(self.epoch));
+        for (tag, v) in self.scalars() {
+            m.insert(tag, short(v));
         }
+        m.insert("lr".into(), json!(self.lr));
+        m.insert("step_ms".into(), milliseconds(self.time));
+        m.insert("data_wait_ms".into(), milliseconds(self.data_wait));
+        // On a device the step is one graph, whose parts are not timed.
+        for (key, time) in [("teacher_ms", self.teacher_time), ("student_ms", self.student_time)] {
+            if time > Duration::ZERO {
+                m.insert(key.into(), milliseconds(time));
+            }
+        }
+        m
     }
-    m
-}
 
-/// The curves of a step.
-pub(super) fn scalars(r: &StepReport) -> Vec<(String, f32)> {
-    let mut v = vec![
-        ("loss".to_string(), r.loss),
-        ("mse".to_string(), r.mse),
-        ("at".to_string(), r.at),
-        ("lr".to_string(), r.lr as f32),
-        ("grad_norm".to_string(), r.grad_norm as f32),
-        ("images_per_s".to_string(), r.images as f32 / r.time.as_secs_f32().max(1e-9)),
-    ];
-    for l in &r.levels {
-        v.push((format!("cosine/stride{}", l.stride), l.cosine));
-        v.push((format!("mse/stride{}", l.stride), l.mse));
-        v.push((format!("at/stride{}", l.stride), l.at));
+    fn scalars(&self) -> Vec<(String, f32)> {
+        let mut v = vec![
+            ("loss".to_string(), self.loss),
+            ("mse".to_string(), self.mse),
+            ("at".to_string(), self.at),
+            ("lr".to_string(), self.lr as f32),
+            ("grad_norm".to_string(), self.grad_norm as f32),
+            ("images_per_s".to_string(), self.images as f32 / self.time.as_secs_f32().max(1e-9)),
+        ];
+        for l in &self.levels {
+            v.push((format!("cosine/stride{}", l.stride), l.cosine));
+            v.push((format!("mse/stride{}", l.stride), l.mse));
+            v.push((format!("at/stride{}", l.stride), l.at));
+        }
+        v.extend(self.knn_top1.map(|k| ("knn_top1".to_string(), k as f32)));
+        v
     }
-    v.extend(r.knn_top1.map(|k| ("knn_top1".to_string(), k as f32)));
-    v
 }
 
 #[cfg(test)]

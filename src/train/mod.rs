@@ -1,6 +1,7 @@
 //! The loops: distillation and feature extraction, with resume, metrics and atomic checkpoints. Nothing is printed
 //! here; an [`Observer`] sees what happens.
 
+mod course;
 mod device;
 mod distillation;
 mod engine;
@@ -15,11 +16,12 @@ mod source;
 mod teacher;
 mod weights;
 
+pub use course::{Options, Resume};
 pub use device::{
     CapturedPhase, DeviceConfig, DeviceDistiller, DeviceOutcome, DevicePlan, DeviceStep, DirectDistiller,
     DirectOutcome, LEVEL_NUMBERS, Phase, PhaseCost, PlannedWork, StepPhases,
 };
-pub use distillation::{Observer, Options, Resume, Setup, StepReport, Summary, Trainer, plan, plan_device};
+pub use distillation::{Observer, Setup, StepReport, Summary, Trainer, plan, plan_device};
 pub use engine::apply_gradients;
 pub use evaluation::{evaluate_run, illustrate_run};
 pub use features::{FeatureJob, FeatureReport, extract_features};
@@ -29,7 +31,7 @@ pub use predictions::predictions;
 pub use run_dir::{Checkpoint, RunDir};
 pub use source::open_images;
 pub use teacher::{
-    Conversion, Drawing, TeacherFile, TeacherObserver, TeacherReport, TeacherSetup, TeacherSummary,
-    TeacherTrainer, parse_size, write_png,
+    Conversion, Drawing, TeacherFile, TeacherObserver, TeacherOutcome, TeacherReport, TeacherSetup,
+    TeacherStep, TeacherSummary, TeacherTrainer, parse_size, plan_teacher, write_png,
 };
 pub use weights::{fill_backbone, fill_teacher, load_params, save_params, save_params_as};

@@ -78,7 +78,7 @@ fn softmax_and_embedding_move_every_byte_once() {
             }
         }
         let inputs = vec![Input::normal("weight", [64, 128]), Input::labels("index", [32], 64, 0)];
-        let case = Case::new("tiles", Embedding {}, inputs);
+        let case = Case::new("tiles", Embedding { dtype: DType::F32 }, inputs);
         let ran = run(gpu, "embedding", &case, DType::F32);
         // Indices are 8 bytes.
         let only_indices = |r: &Ran| r.counters.as_ref().is_none_or(|c| c.narrow.len() == 1);

@@ -5,6 +5,7 @@ use crate::counters::Counters;
 use dtk::base::{DType, Philox};
 use dtk::gpu::Gpu;
 use dtk::ops::untaped::encode_images::EncodeImages;
+use dtk::ops::untaped::q_sample::QSample;
 use dtk::optim::device::{DeviceOptimizer, DeviceParam};
 use dtk::optim::{EmaConfig, LambConfig, LarsConfig, OptimizerConfig, SgdConfig};
 use dtk::tensor::Tensor;
@@ -28,7 +29,7 @@ fn hold(ran: &[Ran], entry: &str, needed: usize) {
         let wide: u64 = c.widths.iter().filter(|(w, _)| *w >= 16).map(|(_, n)| n).sum();
         let share = wide as f64 / all as f64;
         assert!(
-            share >= WIDE || entry == "encode_images_fwd",
+            share >= WIDE || ["encode_images_fwd", "q_sample_fwd"].contains(&entry),
             "{entry}: {share:.2} of the accesses are wide"
         );
     }
@@ -95,9 +96,14 @@ fn inputs_move_the_bytes_they_need() {
             let pixels = Tensor::from_vec([n, side, side, 3], bytes).unwrap().to_gpu(gpu).unwrap();
             let keys: Vec<u8> = keys.iter().flat_map(|w| w.to_le_bytes()).collect();
             let keys = Tensor::from_vec([n, 16], keys).unwrap().to_gpu(gpu).unwrap();
-            launched(gpu, "inputs", || op.run(gpu, &pixels, None, Some(&keys)))
+            let levels = Tensor::full([n, 2], 0.5).to_gpu(gpu).unwrap();
+            let mut ran = launched(gpu, "inputs", || op.run(gpu, &pixels, None, Some(&keys)));
+            let sample = QSample { dtype, images: true };
+            ran.extend(launched(gpu, "noisy inputs", || sample.run(gpu, &pixels, &keys, &levels)));
+            ran
         });
         let Some(ran) = ran else { return };
         hold(&ran, "encode_images_fwd", n * side * side * 3 * (1 + 2 * dtype.size()));
+        hold(&ran, "q_sample_fwd", n * side * side * 3 * (9 + dtype.size()));
     }
 }

@@ -2,6 +2,7 @@
 
 use super::AdmConfig;
 use crate::error::{Error, Result};
+use crate::tape::Var;
 use crate::tensor::{Device, Tensor};
 
 /// Slowest wavelength of the embedding, divided by 2 pi.
@@ -13,6 +14,9 @@ pub enum Time<'t> {
     /// Time steps as the network was trained on (indices 0..1000 for the released models): one per sample, or a
     /// single one for all.
     Steps(&'t [f32]),
+    /// The [`timestep_embedding`] `[N, model_channels]` of one time step per sample, where the network computes: on a device
+    /// of its operands' type. What a captured graph reads anew in every step.
+    Embedded(&'t Var),
     /// A time step, and perhaps a label, that was folded into the norms by [`super::AdmUnet::fold_time`].
     Folded(&'t FoldedTime),
 }

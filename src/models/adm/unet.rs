@@ -279,26 +279,32 @@ impl AdmUnet {
         labels: Option<&Var>,
         observe: Observer<'_>,
     ) -> Result<Condition<'t>> {
-        match *time {
-            Time::Steps(steps) => {
-                let sinusoid = ctx.input(&embed_batch(steps, n, self.config.model_channels)?);
-                if let Some(l) = labels.filter(|l| *l.shape() != [n] || l.tensor().dtype() != DType::I64) {
-                    return Err(Error::shape("adm", format!("expects {n} labels of type i64"))
-                        .with_tensor("labels", l.tensor()));
-                }
-                let embedding = self.embed(ctx, &sinusoid, labels)?;
-                observe(Site::Embedding, &embedding);
-                Ok(Condition::Embedding(ctx.apply(Silu {}, &[&embedding])?))
+        let channels = self.config.model_channels;
+        let sinusoid = match *time {
+            Time::Steps(steps) => ctx.input(&embed_batch(steps, n, channels)?),
+            Time::Embedded(v) if *v.shape() == [n, channels] => v.clone(),
+            Time::Embedded(v) => {
+                return Err(Error::shape("adm", format!("expects a time embedding [{n}, {channels}]"))
+                    .with_tensor("time", v.tensor()));
             }
             Time::Folded(_) if labels.is_some() => {
-                Err(Error::usage("labels are given, but the time was folded together with one label")
-                    .with_remedy("pass no labels, or pass time steps"))
+                return Err(Error::usage(
+                    "labels are given, but the time was folded together with one label",
+                )
+                .with_remedy("pass no labels, or pass time steps"));
             }
             Time::Folded(folded) => {
                 check_folded(&folded.config, &self.config)?;
-                Ok(Condition::Folded(folded))
+                return Ok(Condition::Folded(folded));
             }
+        };
+        if let Some(l) = labels.filter(|l| *l.shape() != [n] || l.tensor().dtype() != DType::I64) {
+            return Err(Error::shape("adm", format!("expects {n} labels of type i64"))
+                .with_tensor("labels", l.tensor()));
         }
+        let embedding = self.embed(ctx, &sinusoid, labels)?;
+        observe(Site::Embedding, &embedding);
+        Ok(Condition::Embedding(ctx.apply(Silu {}, &[&embedding])?))
     }
 
     /// The time embedding `[N, E]`, with the label's added.
@@ -308,7 +314,7 @@ impl AdmUnet {
         e = self.time_embed[1].forward(ctx, &e)?;
         match (&self.label_emb, labels) {
             (Some(table), Some(labels)) => {
-                let l = table.forward(ctx, labels)?;
+                let l = table.forward(ctx, labels, e.tensor().dtype())?;
                 ctx.apply(Add { relu: false }, &[&e, &l])
             }
             (None, None) => Ok(e),

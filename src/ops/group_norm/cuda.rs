@@ -8,7 +8,7 @@ use crate::ops::implicit_gemm::{int, operand_dtype};
 use crate::ops::kernel::Call;
 use crate::ops::norm::{Cover, Work, address, floats, floats_at, is_wide, line, pass};
 use crate::ops::variants::Variant;
-use crate::ops::{Backward, Forward};
+use crate::ops::{Backward, Forward, cast};
 use crate::tensor::Tensor;
 use bytemuck::{Pod, Zeroable};
 
@@ -411,13 +411,10 @@ impl GroupNorm {
             rows: cover.rows,
             rows_of_part: cover.rows_of_part,
         };
-        let terms = Terms {
-            groups: self.groups,
-            eps: self.eps,
-            w: inputs[1],
-            b: inputs[2],
-            scale_shift: inputs.get(3).copied(),
-        };
+        // Where it comes from a product with narrow operands, it is as narrow.
+        let wide = inputs.get(3).map(|s| cast(gpu, s, DType::F32)).transpose()?;
+        let scale_shift = wide.as_ref();
+        let terms = Terms { groups: self.groups, eps: self.eps, w: inputs[1], b: inputs[2], scale_shift };
         let (affine, moments) = terms.coefficients(gpu, [source, Source::default()], [n, c], true)?;
         let y = apply(gpu, &[x], &affine, self.silu, false)?;
         Ok(Forward { y, extra: moments.into_iter().chain([affine]).collect(), aux: Vec::new() })
@@ -430,7 +427,8 @@ impl GroupNorm {
             return Err(Error::shape(OP, "the backward pass needs the inputs and the moments"));
         };
         let (moments, affine) = (&ctx.saved[inputs], &ctx.saved[inputs + 1]);
-        let scale_shift = (inputs == 4).then(|| &ctx.saved[3]);
+        let narrow = (inputs == 4).then(|| &ctx.saved[3]);
+        let scale_shift = narrow.map(|s| cast(gpu, s, DType::F32)).transpose()?;
         let dtype = operand_dtype(OP, &[x, ctx.gy])?;
         let size @ [n, _, c] = size(&ctx.inputs[0]);
         let wide = is_wide(dtype, &[c]);
@@ -448,12 +446,12 @@ impl GroupNorm {
         let tangent = floats(gpu, &[n, 3, c], "norm coefficients")?;
         let totals = floats(gpu, &[n, c, 2], "norm gradient sums")?;
         let wants = |i: usize| ctx.needs.get(i).copied().unwrap_or(false);
-        let modulation = wants(3).then(|| floats(gpu, &[n, 2 * c], "gradient")).transpose()?;
+        let mut modulation = wants(3).then(|| floats(gpu, &[n, 2 * c], "gradient")).transpose()?;
         let p = BackwardCoefficients {
             sums: sums.cuda_ptr()?,
             w: w.cuda_ptr()?,
             b: b.cuda_ptr()?,
-            scale_shift: address(scale_shift)?,
+            scale_shift: address(scale_shift.as_ref())?,
             moments: moments.cuda_ptr()?,
             tangent: tangent.cuda_ptr()?,
             totals: totals.cuda_ptr()?,
@@ -470,7 +468,7 @@ impl GroupNorm {
             let both = [floats(gpu, &[c], "gradient")?, floats(gpu, &[c], "gradient")?];
             let p = Affine {
                 totals: totals.cuda_ptr()?,
-                scale_shift: address(scale_shift)?,
+                scale_shift: address(scale_shift.as_ref())?,
                 gw: both[0].cuda_ptr()?,
                 gb: both[1].cuda_ptr()?,
                 samples: int(OP, "samples", n)?,
@@ -494,6 +492,9 @@ impl GroupNorm {
             };
             map_call(dtype, wide, self.silu).launch(gpu, cover.grid(OP, n)?, &p)?;
             gx = Some(to);
+        }
+        if let (Some(gradient), Some(of)) = (&mut modulation, narrow) {
+            *gradient = cast(gpu, gradient, of.dtype())?;
         }
         let mut grads = vec![gx, gw, gb, modulation];
         grads.truncate(inputs);

@@ -20,7 +20,8 @@ use crate::error::Error;
 /// Normalises every group of channels of every sample.
 ///
 /// Inputs: `x [N, .., C]` (`[N, H, W, C]` or `[N, T, C]`), `w [C]`, `b [C]`, and optionally `scale_shift [N, 2C]`, whose
-/// first half is the scale. Saves the inputs and three numbers per group; everything else is computed again.
+/// first half is the scale; on a device `w` and `b` are f32, and `scale_shift` is f32 or bf16. Saves the inputs and three
+/// numbers per group; everything else is computed again.
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
     /// Number of groups; divides the number of channels.

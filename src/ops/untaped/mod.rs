@@ -17,7 +17,7 @@ use crate::gpu::Gpu;
 macro_rules! for_each_untaped {
     ($then:ident) => {
         $then! {
-            accumulate, adamw, ema, encode_images, grad_norm, lamb, lars, running_average, sgd,
+            accumulate, adamw, ema, encode_images, grad_norm, lamb, lars, q_sample, running_average, sgd,
         }
     };
 }

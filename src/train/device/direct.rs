@@ -1,13 +1,14 @@
 //! Distillation of images that lie on the device already: what a host program with memory of its own drives.
 
-use super::distiller::{DeviceConfig, DeviceDistiller, LEVEL_NUMBERS};
+use super::distiller::{DeviceDistiller, LEVEL_NUMBERS};
 use super::inputs::{KEY_BYTES, write_key};
 use super::parts::draws;
+use super::trained::DeviceConfig;
 use crate::base::{DType, Philox};
 use crate::distill::{Distiller, IMAGENET_MEAN, IMAGENET_STD, LevelMetrics, NoiseLevel};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::nn::{Ctx, Role};
+use crate::nn::Ctx;
 use crate::ops::untaped::encode_images::EncodeImages;
 use crate::tape::Var;
 use crate::tensor::Tensor;
@@ -175,16 +176,6 @@ impl DirectDistiller {
     /// # Errors
     /// Work on the device has failed.
     pub fn download(&mut self) -> Result<()> {
-        let store = self.distiller.student_mut().params_mut();
-        self.there.student().download(store)?;
-        // Batches are counted on the host: what the counts were in the beginning has just come back.
-        let counts =
-            store.iter().filter(|(_, p)| p.role() == Role::Buffer && p.value().dtype() == DType::I64);
-        let counts: Vec<_> = counts.map(|(id, p)| (id, p.value().clone())).collect();
-        for (id, value) in counts {
-            let now = value.data::<i64>()?.iter().map(|n| n + self.steps).collect();
-            store.set(id, Tensor::from_vec(value.shape(), now)?)?;
-        }
-        Ok(())
+        self.there.student.download(self.distiller.student_mut().params_mut(), self.steps)
     }
 }

@@ -1,42 +1,16 @@
 //! Teacher, student and optimiser on a device, and what a step enqueues there.
 
+use super::trained::{DeviceConfig, Trained};
 use crate::base::{DType, Philox};
 use crate::distill::{DeviceTeacher, Distiller, feature_loss};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::nn::{Ctx, DeviceParams, ParamId};
-use crate::ops::untaped::running_average::{self, Move};
-use crate::optim::device::{DeviceOptimizer, DeviceParam};
-use crate::optim::{EmaConfig, OptimizerConfig, weight_decays};
-use crate::recipe::Recipe;
+use crate::nn::{Ctx, DeviceParams};
+use crate::optim::device::DeviceOptimizer;
 use crate::tensor::Tensor;
 
 /// Numbers of every level in [`DeviceDistiller::level_metrics`]: MSE, attention transfer, cosine.
 pub const LEVEL_NUMBERS: usize = 3;
-
-/// How a distillation runs on a device, beside what teacher, student and loss say.
-#[derive(Clone, Debug)]
-pub struct DeviceConfig {
-    /// Element type of images, activations and operands: bf16 or f32.
-    pub dtype: DType,
-    /// The optimiser.
-    pub optimizer: OptimizerConfig,
-    /// Clip the gradient to this global L2 norm.
-    pub clip_grad: Option<f64>,
-    /// Keep an exponential moving average of the student.
-    pub ema: Option<EmaConfig>,
-}
-
-impl From<&Recipe> for DeviceConfig {
-    fn from(recipe: &Recipe) -> Self {
-        DeviceConfig {
-            dtype: recipe.train.precision.dtype(),
-            optimizer: recipe.optimizer.clone(),
-            clip_grad: recipe.train.clip_grad,
-            ema: recipe.train.ema.clone(),
-        }
-    }
-}
 
 /// A distillation on a CUDA device. What it reads and writes from step to step keeps its address, so that its work can be
 /// captured. Nothing here waits for the device.
@@ -44,10 +18,7 @@ pub struct DeviceDistiller {
     gpu: Gpu,
     dtype: DType,
     teacher: DeviceTeacher,
-    student: DeviceParams,
-    optimizer: DeviceOptimizer,
-    /// Parameters that are trained, in the store's order.
-    trained: Vec<ParamId>,
+    pub(super) student: Trained,
     loss: Tensor,
     levels: Tensor,
 }
@@ -58,34 +29,15 @@ impl DeviceDistiller {
     /// # Errors
     /// The device has not enough memory.
     pub fn new(config: DeviceConfig, distiller: &Distiller, gpu: &Gpu) -> Result<Self> {
-        let DeviceConfig { dtype, optimizer, clip_grad, ema } = config;
+        let dtype = config.dtype;
         let teacher = DeviceTeacher::new(distiller.teacher(), gpu, dtype)?;
-        let store = distiller.student().params();
-        let student = DeviceParams::new(store, gpu, dtype)?;
-        let (mut trained, mut params) = (Vec::new(), Vec::new());
-        for (id, master) in student.masters.iter().filter(|(id, _)| store.get(*id).trainable()) {
-            let (p, value) = (store.get(*id), student.store.get(*id).value());
-            trained.push(*id);
-            params.push(DeviceParam {
-                name: p.name().to_string(),
-                value: master.clone(),
-                shadow: (value.dtype() != master.dtype()).then(|| value.clone()),
-                decay: weight_decays(p.name(), p.file_shape().len()),
-                lr_scale: 1.0,
-            });
-        }
-        // The average follows running statistics too; batches are counted on the host.
-        let others = student.store.iter().filter(|(_, p)| !p.trainable() && p.value().gpu().is_some());
-        let others = others.map(|(_, p)| (p.name().to_string(), p.value().clone())).collect();
-        let optimizer = DeviceOptimizer::new(&optimizer, gpu, params, clip_grad, ema)?.averaging(others)?;
+        let student = Trained::new(config, distiller.student().params(), gpu)?;
         let pairs = distiller.student().pairs().len();
         Ok(DeviceDistiller {
             gpu: gpu.clone(),
             dtype,
             teacher,
             student,
-            optimizer,
-            trained,
             loss: Tensor::empty_gpu([1], DType::F32, gpu, "metrics")?,
             levels: Tensor::empty_gpu([pairs, LEVEL_NUMBERS], DType::F32, gpu, "metrics")?,
         })
@@ -108,22 +60,22 @@ impl DeviceDistiller {
 
     /// The student's parameters.
     pub fn student(&self) -> &DeviceParams {
-        &self.student
+        &self.student.params
     }
 
     /// The student's parameters, to be written.
     pub fn student_mut(&mut self) -> &mut DeviceParams {
-        &mut self.student
+        &mut self.student.params
     }
 
     /// The optimiser.
     pub fn optimizer(&self) -> &DeviceOptimizer {
-        &self.optimizer
+        &self.student.optimizer
     }
 
     /// The optimiser, to set the numbers of a step or a state.
     pub fn optimizer_mut(&mut self) -> &mut DeviceOptimizer {
-        &mut self.optimizer
+        &mut self.student.optimizer
     }
 
     /// f32 `[1]`: the loss of the last part of a batch.
@@ -136,8 +88,9 @@ impl DeviceDistiller {
     /// # Errors
     /// A learning rate that is negative or not finite, or a failed copy.
     pub fn begin(&mut self, lr: f64) -> Result<()> {
-        let scalars = self.optimizer.scalars(lr)?;
-        self.optimizer.upload_scalars(&scalars)
+        let optimizer = &mut self.student.optimizer;
+        let scalars = optimizer.scalars(lr)?;
+        optimizer.upload_scalars(&scalars)
     }
 
     /// f32 `[levels, 3]`: MSE, attention transfer and cosine of every level, fine to coarse, of the last part of a batch.
@@ -167,7 +120,7 @@ impl DeviceDistiller {
         drop(maps);
 
         // The keys lie on the device where something is drawn; what is drawn from here is of no use.
-        let mut ctx = Ctx::training(&self.student.store, Philox::new(0));
+        let mut ctx = Ctx::training(&self.student.params.store, Philox::new(0));
         if let Some(keys) = keys {
             ctx = ctx.with_keys(keys.clone());
         }
@@ -180,16 +133,7 @@ impl DeviceDistiller {
         let levels = loss.levels.ok_or_else(|| Error::device("the loss gave no metrics on the device"))?;
         copy(gpu, &levels, &self.levels)?;
         drop(levels);
-        let mut gradients = ctx.backward(&loss.total)?;
-        let averages: Vec<Move<'_>> = gradients
-            .averages()
-            .iter()
-            .map(|a| Move { buffer: self.student.store.get(a.id).value(), value: &a.value, weight: a.weight })
-            .collect();
-        running_average::run(gpu, &averages)?;
-        let grads: Vec<Option<Tensor>> = self.trained.iter().map(|id| gradients.take_param(*id)).collect();
-        let grads: Vec<Option<&Tensor>> = grads.iter().map(Option::as_ref).collect();
-        self.optimizer.enqueue_accumulate(gpu, &grads, first)
+        self.student.enqueue_gradients(ctx.backward(&loss.total)?, first)
     }
 
     /// Enqueues the update of the parameters by the mean of `parts` parts. Nothing changes if the loss of the last part or a
@@ -198,11 +142,11 @@ impl DeviceDistiller {
     /// # Errors
     /// A failed compilation or launch.
     pub fn enqueue_update(&self, parts: usize) -> Result<()> {
-        self.optimizer.enqueue_update(&self.gpu, parts, Some(&self.loss))
+        self.student.optimizer.enqueue_update(&self.gpu, parts, Some(&self.loss))
     }
 }
 
 /// Copies a tensor to another of the same size on the device.
-pub(super) fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
+pub(in crate::train) fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
     gpu.copy(from.cuda_buffer()?, to.cuda_buffer()?)
 }

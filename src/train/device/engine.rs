@@ -5,7 +5,7 @@ use crate::distill::Distiller;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::recipe::Recipe;
-use crate::train::engine::{Engine, Job, Outcome, State};
+use crate::train::engine::{Engine, Job, Numbers, Outcome, State};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -22,7 +22,9 @@ impl DeviceEngine {
     }
 }
 
-impl Engine for DeviceEngine {
+impl Engine<Distiller> for DeviceEngine {
+    type Numbers = Numbers;
+
     fn step(&mut self, distiller: &mut Distiller, job: Job<'_>) -> Result<()> {
         let mut wait = Duration::ZERO;
         let images = |_| {
@@ -35,7 +37,7 @@ impl Engine for DeviceEngine {
         Ok(())
     }
 
-    fn finished(&mut self, distiller: &Distiller, all: bool) -> Result<Vec<Outcome>> {
+    fn finished(&mut self, distiller: &Distiller, all: bool) -> Result<Vec<Outcome<Numbers>>> {
         let mut done = Vec::new();
         while self.step.under_way() > 0 && (all || !self.step.has_room()) {
             let Some(out) = self.step.finished(distiller)? else { break };
@@ -43,19 +45,16 @@ impl Engine for DeviceEngine {
             let mean = |f: fn(&crate::distill::LevelMetrics) -> f32| {
                 out.levels.iter().map(f).sum::<f32>() / out.levels.len().max(1) as f32
             };
-            done.push(Outcome {
-                step: out.step,
+            let numbers = Numbers {
                 loss: out.loss,
                 mse: mean(|l| l.mse),
                 at: mean(|l| l.at),
-                lr,
-                grad_norm: out.grad_norm,
-                time: out.time,
-                data_wait,
+                levels: out.levels,
                 teacher_time: Duration::ZERO,
                 student_time: Duration::ZERO,
-                levels: out.levels,
-            });
+            };
+            let (step, grad_norm, time) = (out.step, out.grad_norm, out.time);
+            done.push(Outcome { step, numbers, lr, grad_norm, time, data_wait });
         }
         Ok(done)
     }

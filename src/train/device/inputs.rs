@@ -77,13 +77,22 @@ impl Inputs {
 
     /// Enqueues the copies from where they arrived.
     pub fn unpack(&self, gpu: &Gpu, from: &Buffer) -> Result<()> {
-        let mut offset = 0;
-        for field in self.fields() {
-            gpu.copy_part(from, offset, field.cuda_buffer()?)?;
-            offset += field.bytes();
-        }
-        Ok(())
+        unpack(gpu, from, self.fields())
     }
+}
+
+/// Enqueues the copies to tensors whose values arrived in one piece, one behind the other.
+pub(in crate::train) fn unpack<'t>(
+    gpu: &Gpu,
+    from: &Buffer,
+    fields: impl Iterator<Item = &'t Tensor>,
+) -> Result<()> {
+    let mut offset = 0;
+    for field in fields {
+        gpu.copy_part(from, offset, field.cuda_buffer()?)?;
+        offset += field.bytes();
+    }
+    Ok(())
 }
 
 pub(super) fn write_key(to: &mut [u8], stream: Philox) {

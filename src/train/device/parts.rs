@@ -2,6 +2,7 @@
 
 use super::distiller::{self, DeviceDistiller};
 use super::inputs::Inputs;
+use super::plan::Stage;
 use crate::base::{DType, Philox};
 use crate::distill::{Distiller, IMAGENET_MEAN, IMAGENET_STD};
 use crate::error::Result;
@@ -104,15 +105,6 @@ impl Parts {
         let noisy = self.distiller.teacher().encode(&signed, step, &positions)?;
         distiller::copy(self.distiller.gpu(), &noisy, encoded)
     }
-}
-
-/// What was just enqueued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// A part of a batch.
-    Part,
-    /// The update of the parameters.
-    Update,
 }
 
 /// How many random streams one pass of the student uses (dropout, drop path): counted on shapes.

@@ -1,7 +1,7 @@
 //! The phases of a step on a device, each captured apart: to be timed on a card, and to be planned without one.
 
 use super::parts::Parts;
-use super::prepare;
+use super::plan::DevicePlan;
 use crate::distill::Distiller;
 use crate::error::{Error, Result};
 use crate::gpu::{DeviceInfo, Gpu, Graph, Stream};
@@ -71,7 +71,7 @@ impl<'a> StepPhases<'a> {
         pixels: &Tensor,
         lr: f64,
     ) -> Result<Self> {
-        prepare(recipe, distiller, gpu)?;
+        DevicePlan::new(recipe, distiller, gpu.info())?.prepare(gpu)?;
         let mut parts = Parts::new(recipe, distiller, gpu)?;
         let mut bytes = vec![0; parts.inputs.bytes()];
         parts.inputs.write(&mut bytes, distiller, pixels, 0, 0)?;

@@ -1,10 +1,11 @@
 //! The plan of a step on a device: what runs, in which order, where its results lie, and how much memory all of it takes.
 
-use super::parts::{Parts, Stage};
+use super::parts::Parts;
 use crate::distill::Distiller;
 use crate::error::Result;
-use crate::gpu::{DeviceInfo, Extent, Gpu, Identity, Place, TagUse, Work};
+use crate::gpu::{DeviceInfo, Extent, Gpu, Graph, Identity, Place, TagUse, Work};
 use crate::recipe::Recipe;
+use rayon::prelude::*;
 use std::collections::BTreeSet;
 
 /// One operation of a planned step.
@@ -36,18 +37,42 @@ pub struct DevicePlan {
     pub tags: Vec<TagUse>,
 }
 
+/// What was just enqueued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::train) enum Stage {
+    /// A part of a batch.
+    Part,
+    /// The update of the parameters.
+    Update,
+}
+
 impl DevicePlan {
     /// Plans the steps of a recipe. Teacher and student need no values.
     ///
     /// # Errors
     /// Shapes that do not fit, or sizes that no kernel takes.
     pub fn new(recipe: &Recipe, distiller: &Distiller, device: &DeviceInfo) -> Result<Self> {
+        let parts = recipe.train.accumulate;
+        Self::of(
+            device,
+            [recipe.train.batch / parts, parts],
+            |gpu| Parts::new(recipe, distiller, gpu),
+            |there, after| there.capture(distiller, parts, after),
+        )
+    }
+
+    /// Plans the steps that `capture` captures of what `make` puts on a device. A batch is `parts` times `images`.
+    pub(in crate::train) fn of<T>(
+        device: &DeviceInfo,
+        [images, parts]: [usize; 2],
+        make: impl FnOnce(&Gpu) -> Result<T>,
+        capture: impl FnOnce(&T, &mut dyn FnMut(Stage)) -> Result<(Graph, Option<Graph>)>,
+    ) -> Result<Self> {
         let gpu = Gpu::planning(device.clone())?;
-        let parts = Parts::new(recipe, distiller, &gpu)?;
+        let there = make(&gpu)?;
         gpu.record_work();
         let (mut part, mut update) = (Vec::new(), Vec::new());
-        let accumulate = recipe.train.accumulate;
-        let graphs = parts.capture(distiller, accumulate, &mut |stage| {
+        let graphs = capture(&there, &mut |stage| {
             let place = |work: Work| {
                 let result = (work.result != 0).then(|| gpu.place(work.result));
                 PlannedWork { work, result }
@@ -61,15 +86,14 @@ impl DevicePlan {
         drop(graphs);
         let mut tags = gpu.memory().tags;
         tags.sort_by(|a, b| b.peak_bytes.cmp(&a.peak_bytes).then(a.tag.cmp(b.tag)));
-        Ok(DevicePlan {
-            device: device.clone(),
-            images: recipe.train.batch / accumulate,
-            parts: accumulate,
-            part,
-            update,
-            extent: gpu.extent()?,
-            tags,
-        })
+        Ok(DevicePlan { device: device.clone(), images, parts, part, update, extent: gpu.extent()?, tags })
+    }
+
+    /// Takes the memory that the plan says in one piece, and compiles the kernels that it names.
+    pub(in crate::train) fn prepare(&self, gpu: &Gpu) -> Result<()> {
+        gpu.reserve(self.extent)?;
+        let kernels = self.kernels().into_par_iter();
+        kernels.try_for_each(|k| gpu.kernel(&k.source, &k.entry, &k.defines).map(drop))
     }
 
     /// The kernels of a step, each once.

@@ -1,30 +1,33 @@
 //! The training of a diffusion network: images, noise, prediction, optimiser.
 
+mod device;
 mod engine;
 mod sample;
 
+pub use device::{TeacherOutcome, TeacherStep};
 pub use sample::{Conversion, Drawing, TeacherFile, parse_size, write_png};
 
-use super::distillation::{Options, Resume, wall_time};
-use super::log::{EventWriter, JsonLines, short};
-use super::run_dir::{Checkpoint, RunDir};
-use super::source::open_images;
+use super::course::{
+    Course, Log, Options, Outline, Reported, Resumable, Training, averaged, read_states, write_states,
+};
+use super::device::DevicePlan;
+use super::engine::{Engine, Job, Outcome};
+use super::log::{milliseconds, short};
 use super::weights::{load_params, save_params_as};
 use crate::checkpoint::{StateDict, Tolerance};
-use crate::data::{ImageSource, Loader, LoaderConfig, Pixels, Skipped};
-use crate::diffusion::Denoiser;
+use crate::data::{Batch, ImageSource, Skipped};
+use crate::diffusion::{Denoiser, DenoiserStep};
 use crate::error::{Error, Result};
+use crate::gpu::DeviceInfo;
 use crate::models::adm::{AdmConfig, AdmUnet};
 use crate::nn::ParamStore;
-use crate::optim::Schedule;
 use crate::recipe::TeacherRecipe;
-use crate::tensor::write_safetensors;
-use engine::{Engine, HostEngine, Job};
+use crate::tensor::Tensor;
+use device::DeviceEngine;
+use engine::HostEngine;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// What is known before the first step.
@@ -70,8 +73,7 @@ pub struct TeacherReport {
     pub images: usize,
 }
 
-impl TeacherReport {
-    /// The curves of a step.
+impl Reported for TeacherReport {
     fn scalars(&self) -> Vec<(String, f32)> {
         let mut v = vec![
             ("loss".to_string(), self.loss),
@@ -86,7 +88,6 @@ impl TeacherReport {
         v
     }
 
-    /// The line of `metrics.jsonl`.
     fn line(&self) -> Map<String, Value> {
         let mut m = Map::new();
         m.insert("step".into(), json!(self.step));
@@ -94,7 +95,7 @@ impl TeacherReport {
         m.extend(self.scalars().into_iter().map(|(tag, v)| (tag, short(v))));
         m.insert("lr".into(), json!(self.lr));
         for (key, time) in [("step_ms", self.time), ("data_wait_ms", self.data_wait)] {
-            m.insert(key.into(), super::log::milliseconds(time));
+            m.insert(key.into(), milliseconds(time));
         }
         m
     }
@@ -129,19 +130,31 @@ pub trait TeacherObserver {
 
 impl TeacherObserver for () {}
 
+/// Plans a recipe's step on a CUDA device, without the device and without loading anything.
+///
+/// # Errors
+/// A recipe whose parts do not fit.
+pub fn plan_teacher(recipe: &TeacherRecipe, device: &DeviceInfo) -> Result<DevicePlan> {
+    let mut store = ParamStore::new();
+    let net = AdmUnet::new(&mut store.builder(), &recipe.model()?)?;
+    let denoiser = Denoiser::new(net, store, &recipe.diffusion, recipe.seed)?;
+    TeacherStep::planned(recipe, &denoiser, device)
+}
+
 /// A training of a diffusion network.
 pub struct TeacherTrainer {
-    recipe: TeacherRecipe,
-    model: AdmConfig,
-    source: Arc<dyn ImageSource>,
-    denoiser: Denoiser,
-    engine: Box<dyn Engine>,
-    schedule: Schedule,
-    total_steps: u64,
-    step: u64,
-    dir: RunDir,
-    stop: Arc<AtomicBool>,
+    course: Course,
+    work: Work,
     setup: TeacherSetup,
+}
+
+/// What a run trains and draws.
+struct Work {
+    recipe: TeacherRecipe,
+    data_fingerprint: String,
+    samples: PathBuf,
+    denoiser: Denoiser,
+    engine: Box<dyn Engine<Denoiser, Numbers = DenoiserStep>>,
 }
 
 impl TeacherTrainer {
@@ -151,56 +164,40 @@ impl TeacherTrainer {
     /// An invalid recipe, unreadable images or checkpoints, a run folder that is in use, a checkpoint of another run.
     pub fn new(recipe: TeacherRecipe, options: Options) -> Result<Self> {
         recipe.validate()?;
+        let outline = Outline {
+            data: &recipe.data,
+            lr: &recipe.lr,
+            run: &recipe.run,
+            length: &recipe.train.length,
+            seed: recipe.seed,
+            batch: recipe.train.batch,
+            accumulate: 1,
+            fingerprint: recipe.fingerprint(),
+        };
         let model = recipe.model()?;
-        let dir = RunDir::new(&options.out);
-        let from = dir.start(&options.resume)?;
-        let source = open_images(&recipe.data)?;
-        check_labels(&*source, &model)?;
+        let (mut course, from) = Course::open(&outline, &options)?;
+        check_labels(course.source(), &model)?;
         let mut store = ParamStore::new();
         let net = AdmUnet::new(&mut store.builder(), &model)?;
         store.init(recipe.seed)?;
-        let steps_per_epoch = (source.len() as u64 / recipe.train.batch as u64).max(1);
-        let total_steps = recipe.train.length.steps(steps_per_epoch);
-        let peak = recipe.lr.peak.resolve(recipe.train.batch)?;
-        let schedule = recipe.lr.schedule.build(peak, total_steps, steps_per_epoch)?;
-        let setup = TeacherSetup {
-            images: source.len(),
-            total_steps,
+        let mut setup = TeacherSetup {
+            images: course.source().len(),
+            total_steps: course.total_steps(),
             start_step: 0,
             parameters: store.parameter_count(),
         };
         let denoiser = Denoiser::new(net, store, &recipe.diffusion, recipe.seed)?;
-        let engine: Box<dyn Engine> = match &options.device {
+        let engine: Box<dyn Engine<Denoiser, Numbers = DenoiserStep>> = match &options.device {
             None => Box::new(HostEngine::new(&recipe, &denoiser)?),
-            Some(_) => {
-                return Err(Error::usage("teachers are trained on the CPU")
-                    .with_key("--device")
-                    .with_remedy("use --device cpu"));
-            }
+            Some(gpu) => Box::new(DeviceEngine::new(&recipe, &denoiser, gpu)?),
         };
-        let mut trainer = TeacherTrainer {
-            recipe,
-            model,
-            source,
-            denoiser,
-            engine,
-            schedule,
-            total_steps,
-            step: 0,
-            stop: options.stop,
-            setup,
-            dir,
-        };
-        if let Some(path) = from {
-            trainer.load(&path)?;
-            trainer.setup.start_step = trainer.step;
-        }
-        if options.resume == Resume::Overwrite {
-            trainer.dir.clear()?;
-        }
-        let (images, fingerprint) = (trainer.source.fingerprint(), trainer.recipe.fingerprint());
-        trainer.dir.begin(&trainer.recipe.to_toml(), options.device.as_ref(), &images, &fingerprint)?;
-        Ok(trainer)
+        let data_fingerprint = course.data_fingerprint().to_string();
+        let samples = course.dir().file("samples");
+        let mut work = Work { recipe, data_fingerprint, samples, denoiser, engine };
+        let text = work.recipe.to_toml();
+        course.begin(from.as_deref(), &mut work, (&text, ""), &options)?;
+        setup.start_step = course.step();
+        Ok(TeacherTrainer { course, work, setup })
     }
 
     /// What is known before the first step.
@@ -210,7 +207,7 @@ impl TeacherTrainer {
 
     /// Network and process.
     pub fn denoiser(&self) -> &Denoiser {
-        &self.denoiser
+        &self.work.denoiser
     }
 
     /// Runs to the end, or until a stop is asked for.
@@ -220,84 +217,22 @@ impl TeacherTrainer {
     /// unreadable images; a file that cannot be written.
     pub fn run(&mut self, observer: &mut dyn TeacherObserver) -> Result<TeacherSummary> {
         observer.on_setup(&self.setup);
-        let data = &self.recipe.data;
-        let config = LoaderConfig {
-            batch: self.recipe.train.batch,
-            height: data.height,
-            width: data.width,
-            pixels: Pixels::Signed,
-            flip: data.flip,
-            crop: data.crop,
-            background: data.background,
-            seed: self.recipe.seed,
-            max_bad: data.max_bad,
-            workers: data.workers,
-            prefetch: data.prefetch,
-            ..LoaderConfig::default()
-        };
-        let mut loader = Loader::new(Arc::clone(&self.source), config, self.step)?;
-        let mut lines = JsonLines::open(&self.dir.file("metrics.jsonl"), self.step)?;
-        let mut events = match self.recipe.run.tensorboard {
-            true => Some(EventWriter::create(self.dir.path(), wall_time(), self.step)?),
-            false => None,
-        };
-        let (mut last, mut known_bad, mut saved) = (None, 0, None);
-        while self.step < self.total_steps {
-            let batch = loader.next_batch()?;
-            let labels = self.model.num_classes.map(|k| labels(&batch.labels, k)).transpose()?;
-            let job = Job { step: self.step, lr: self.schedule.lr_at(self.step), labels, batch };
-            let out = self.engine.step(&mut self.denoiser, job)?;
-            self.step += 1;
-            for bad in &loader.skipped()[known_bad..] {
-                observer.on_skip(bad);
-            }
-            known_bad = loader.skipped().len();
-            let report = TeacherReport {
-                step: self.step,
-                total_steps: self.total_steps,
-                epoch: loader.epoch(),
-                images: self.recipe.train.batch,
-                ..out
-            };
-            let end = self.step == self.total_steps;
-            if self.step.is_multiple_of(self.recipe.run.log_every) || end || self.step == 1 {
-                lines.write(&report.line())?;
-                if let Some(events) = &mut events {
-                    events.scalars(wall_time(), report.step, &report.scalars())?;
-                }
-            }
-            observer.on_step(&report);
-            last = Some(report);
-            let stop = self.stop.load(Ordering::Relaxed);
-            if self.step.is_multiple_of(self.recipe.run.save_every) || end || stop {
-                observer.on_checkpoint(&self.save()?);
-                saved = Some(self.step);
-            }
-            let every = self.recipe.sample.every;
-            if every > 0 && (self.step.is_multiple_of(every) || end) {
-                observer.on_samples(&self.draw()?);
-            }
-            if stop && !end {
-                return Err(Error::interrupted(format!(
-                    "stopped after step {} of {}",
-                    self.step, self.total_steps
-                ))
-                .with_file(self.dir.path())
-                .with_remedy("continue with the same command and --resume auto"));
-            }
-        }
-        if saved.is_none() && self.setup.start_step < self.total_steps {
-            observer.on_checkpoint(&self.save()?);
-        }
-        let teacher = self.dir.file("teacher.safetensors");
-        let dtype = self.recipe.output.dtype.dtype();
-        save_params_as(&self.result()?, "", &teacher, &self.metadata(), Some(dtype))?;
-        Ok(TeacherSummary { step: self.step, last, teacher, skipped: loader.skipped().to_vec() })
+        let total_steps = self.course.total_steps();
+        let mut watched = Watched { work: &mut self.work, observer, total_steps, last: None };
+        let skipped = self.course.drive(&mut watched)?;
+        let last = watched.last;
+        let (step, work) = (self.course.step(), &self.work);
+        let teacher = self.course.dir().file("teacher.safetensors");
+        let dtype = work.recipe.output.dtype.dtype();
+        save_params_as(&work.result()?, "", &teacher, &work.metadata(step), Some(dtype))?;
+        Ok(TeacherSummary { step, last, teacher, skipped })
     }
+}
 
+impl Work {
     /// Draws a grid with the result so far. The noise is the same every time, so that the pictures can be followed.
-    fn draw(&mut self) -> Result<PathBuf> {
-        self.engine.synchronize(&mut self.denoiser)?;
+    fn draw(&mut self, step: u64) -> Result<PathBuf> {
+        self.synchronize()?;
         let drawing = Drawing {
             count: self.recipe.sample.count,
             steps: self.recipe.sample.steps,
@@ -308,7 +243,7 @@ impl TeacherTrainer {
         };
         let (net, schedule) = (self.denoiser.net(), self.denoiser.schedule());
         let grid = sample::draw(net, &self.result()?, schedule, &drawing, &mut |_| Ok(()))?;
-        let path = self.dir.file("samples").join(format!("step_{:08}.png", self.step));
+        let path = self.samples.join(format!("step_{step:08}.png"));
         write_png(&grid, &path)?;
         Ok(path)
     }
@@ -316,72 +251,113 @@ impl TeacherTrainer {
     /// The parameters that are the result so far: the average if there is one.
     fn result(&self) -> Result<ParamStore> {
         let store = self.denoiser.params();
-        let mut result = store.clone();
-        if let Some(average) = self.engine.average_state()? {
-            for (id, p) in store.iter() {
-                if let Some(t) = average.get(&format!("average.{}", p.name())) {
-                    result.set(id, t.clone())?;
-                }
-            }
-        }
-        Ok(result)
+        self.engine.average_state()?.map_or_else(|| Ok(store.clone()), |average| averaged(store, &average))
     }
 
-    fn metadata(&self) -> BTreeMap<String, String> {
+    fn metadata(&self, step: u64) -> BTreeMap<String, String> {
         let text = |v: serde_json::Result<String>| v.expect("a configuration is plain data");
-        let model = text(serde_json::to_string(&self.model));
+        let model = text(serde_json::to_string(self.denoiser.net().config()));
         let schedule = text(serde_json::to_string(&self.recipe.diffusion.schedule));
         let mut all = vec![
             ("format", "pt".to_string()),
             ("dtk", env!("CARGO_PKG_VERSION").to_string()),
             ("recipe", self.recipe.name.clone()),
             ("recipe_fingerprint", self.recipe.fingerprint()),
-            ("data_fingerprint", self.source.fingerprint()),
+            ("data_fingerprint", self.data_fingerprint.clone()),
             (sample::MODEL_KEY, model),
             (sample::STEPS_KEY, self.recipe.diffusion.steps.to_string()),
             (sample::SCHEDULE_KEY, schedule),
             (sample::SIZE_KEY, format!("{}x{}", self.recipe.data.height, self.recipe.data.width)),
-            ("step", self.step.to_string()),
+            ("step", step.to_string()),
             ("seed", self.recipe.seed.to_string()),
         ];
         all.extend(option_env!("DTK_COMMIT").map(|c| ("commit", c.to_string())));
         all.into_iter().map(|(k, v)| (k.to_string(), v)).collect()
     }
+}
 
-    fn save(&mut self) -> Result<PathBuf> {
-        self.engine.synchronize(&mut self.denoiser)?;
-        let state = Checkpoint {
-            step: self.step,
-            recipe: self.recipe.fingerprint(),
-            data: self.source.fingerprint(),
-            version: env!("CARGO_PKG_VERSION").to_string(),
-        };
-        let none = BTreeMap::new();
-        self.dir.save(&state, self.recipe.run.keep, |dir| {
-            let network = dir.join("network.safetensors");
-            save_params_as(self.denoiser.params(), "", &network, &self.metadata(), None)?;
-            write_safetensors(dir.join("optimizer.safetensors"), &self.engine.optimizer_state()?, &none)?;
-            if let Some(average) = self.engine.average_state()? {
-                write_safetensors(dir.join("ema.safetensors"), &average, &none)?;
-            }
-            Ok(())
-        })
+impl Resumable for Work {
+    fn synchronize(&mut self) -> Result<()> {
+        self.engine.synchronize(&mut self.denoiser)
     }
 
-    fn load(&mut self, path: &Path) -> Result<()> {
-        let state = RunDir::read_state(path)?;
-        let ours = [self.recipe.fingerprint(), self.source.fingerprint()];
-        state.expect(path, &ours, self.total_steps, "")?;
-        let network = StateDict::open(path.join("network.safetensors"))?;
+    fn write(&self, dir: &Path, step: u64) -> Result<()> {
+        let network = dir.join("network.safetensors");
+        save_params_as(self.denoiser.params(), "", &network, &self.metadata(step), None)?;
+        write_states(&*self.engine, dir)
+    }
+
+    fn read(&mut self, dir: &Path) -> Result<()> {
+        let network = StateDict::open(dir.join("network.safetensors"))?;
         load_params(self.denoiser.params_mut(), "", &network, Tolerance::default())?;
-        let optimizer = super::run_dir::read_tensors(&path.join("optimizer.safetensors"))?;
-        let average = match &self.recipe.train.ema {
-            Some(_) => Some(super::run_dir::read_tensors(&path.join("ema.safetensors"))?),
-            None => None,
-        };
-        self.engine.load(&self.denoiser, &optimizer, average.as_ref())?;
-        self.step = state.step;
+        let (optimizer, average) = read_states(dir, self.recipe.train.ema.is_some())?;
+        self.engine.load(&self.denoiser, &optimizer, average.as_ref())
+    }
+}
+
+/// A run with somebody who watches.
+struct Watched<'a> {
+    work: &'a mut Work,
+    observer: &'a mut dyn TeacherObserver,
+    total_steps: u64,
+    last: Option<TeacherReport>,
+}
+
+impl Training for Watched<'_> {
+    type Kept = Work;
+    type Outcome = Outcome<DenoiserStep>;
+
+    fn trained(&mut self) -> &mut Work {
+        self.work
+    }
+
+    fn step(&mut self, job: Job<'_>) -> Result<()> {
+        self.work.engine.step(&mut self.work.denoiser, job)
+    }
+
+    fn finished(&mut self, all: bool) -> Result<Vec<Self::Outcome>> {
+        self.work.engine.finished(&self.work.denoiser, all)
+    }
+
+    /// Pictures are drawn after every so many steps, and at the end.
+    fn looks(&self, step: u64, end: bool) -> bool {
+        let every = self.work.recipe.sample.every;
+        every > 0 && (end || step.is_multiple_of(every))
+    }
+
+    fn draw(&mut self, step: u64) -> Result<()> {
+        self.observer.on_samples(&self.work.draw(step)?);
         Ok(())
+    }
+
+    fn report(&mut self, outcome: Self::Outcome, epoch: f64, log: &mut Log) -> Result<()> {
+        let Outcome { step, numbers, lr, grad_norm, time, data_wait } = outcome;
+        let report = TeacherReport {
+            step: step + 1,
+            total_steps: self.total_steps,
+            epoch,
+            loss: numbers.loss,
+            mse: numbers.mse,
+            vlb: numbers.vlb,
+            quarters: numbers.quarters,
+            lr,
+            grad_norm,
+            time,
+            data_wait,
+            images: self.work.recipe.train.batch,
+        };
+        log.write(report.step, false, &report)?;
+        self.observer.on_step(&report);
+        self.last = Some(report);
+        Ok(())
+    }
+
+    fn skipped(&mut self, bad: &Skipped) {
+        self.observer.on_skip(bad);
+    }
+
+    fn saved(&mut self, path: &Path) {
+        self.observer.on_checkpoint(path);
     }
 }
 
@@ -397,8 +373,9 @@ fn check_labels(source: &dyn ImageSource, model: &AdmConfig) -> Result<()> {
         .with_remedy("give images with labels and num_classes as many, or leave num_classes out"))
 }
 
-/// The classes of a batch for a network of `classes`.
-fn labels(labels: &[Option<u32>], classes: usize) -> Result<crate::tensor::Tensor> {
+/// The classes of a batch, i64 `[N]`, for a class-conditional network.
+fn labels(model: &AdmConfig, batch: &Batch) -> Result<Option<Tensor>> {
+    let Some(classes) = model.num_classes else { return Ok(None) };
     let class = |l: &Option<u32>| match l {
         Some(l) if (*l as usize) < classes => Ok(i64::from(*l)),
         other => {
@@ -406,6 +383,6 @@ fn labels(labels: &[Option<u32>], classes: usize) -> Result<crate::tensor::Tenso
                 .with_remedy("give every image a label below model.num_classes"))
         }
     };
-    let values = labels.iter().map(class).collect::<Result<Vec<i64>>>()?;
-    crate::tensor::Tensor::from_vec([values.len()], values)
+    let values = batch.labels.iter().map(class).collect::<Result<Vec<i64>>>()?;
+    Tensor::from_vec([values.len()], values).map(Some)
 }
