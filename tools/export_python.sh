@@ -13,21 +13,10 @@ for python in python3 "$own"; do
         exit 0
     fi
 done
-root=()
-if [ "$(id -u)" != 0 ]; then
-    if ! sudo -n true 2>/dev/null; then
-        echo "no torch, and no rights to install it: pip install -r tools/check_export_requirements.txt" >&2
-        exit 1
-    fi
-    root=(sudo -n)
-fi
-if ! command -v apt-get >/dev/null; then
-    echo "no torch, and no apt-get: pip install -r tools/check_export_requirements.txt" >&2
+if ! tools/apt.sh python3-torch python3-torchvision python3-venv; then
+    echo "no torch: pip install -r tools/check_export_requirements.txt" >&2
     exit 1
 fi
-"${root[@]}" apt-get update -qq >&2
-"${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -qq -y --no-install-recommends python3-torch python3-torchvision python3-venv >&2
 # Debian's Python, for which these packages are; timm brings no torch of its own.
 /usr/bin/python3 -m venv --clear --system-site-packages .venv-export >&2
 "$own" -m pip install -q huggingface_hub==1.24.0 pyyaml safetensors==0.8.0 >&2

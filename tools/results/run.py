@@ -5,7 +5,7 @@
     tools/results/run.py                         # run what is missing, then write docs/results.md
     tools/results/run.py --only losses/mse       # a table, or a row of one: run what is missing, print it, leave the page
     tools/results/run.py --jobs 2                # two runs at a time, each with half of the processor's threads
-    tools/results/run.py --check                 # whether dtk understands every command; runs nothing
+    tools/results/run.py --check                 # whether dtk understands every recipe; runs nothing
     tools/results/run.py --write                 # only write the page: tables that have runs here anew, others as they are
 
 A row is a few runs of `dtk train`, one for each seed, which pretrain a backbone and evaluate it beside others
