@@ -3,6 +3,8 @@
 
 #[path = "common/program.rs"]
 mod program;
+#[path = "common/runs.rs"]
+mod runs;
 #[path = "common/small_teacher.rs"]
 mod small_teacher;
 
@@ -20,15 +22,10 @@ use dtk::train::{
 };
 use program::tiny::{checkpoint, metrics, snapshot};
 use program::{Place, gpu, ok};
-use std::path::{Path, PathBuf};
+use runs::{distance, folders, turn};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// One test at a time: the simulator's report is of the whole process.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The small teacher on three images of 8 pixels: one part of a batch on the CPU, so that dropout draws the same masks.
 ///
@@ -83,12 +80,6 @@ fn whole(r: TeacherRecipe, out: &Path, device: Option<&Gpu>) -> Vec<TeacherRepor
     reports
 }
 
-fn folders() -> (tempfile::TempDir, [PathBuf; 3]) {
-    let dir = tempfile::tempdir().unwrap();
-    let paths = ["a", "b", "c"].map(|n| dir.path().join(n));
-    (dir, paths)
-}
-
 /// Largest relative difference of the losses and norms of two runs. What is not finite differs infinitely.
 fn difference(a: &[TeacherReport], b: &[TeacherReport]) -> f64 {
     assert!(!a.is_empty() && a.len() == b.len(), "{} and {} reports", a.len(), b.len());
@@ -103,29 +94,6 @@ fn difference(a: &[TeacherReport], b: &[TeacherReport]) -> f64 {
         for (a, b) in numbers(a).into_iter().zip(numbers(b)) {
             let off = if a == b { 0.0 } else { (a - b).abs() / b.abs() };
             worst = if off.is_finite() { worst.max(off) } else { f64::INFINITY };
-        }
-    }
-    worst
-}
-
-/// Largest difference of the tensors of two files, by the largest magnitude of each, and where it is.
-fn distance(a: &Path, b: &Path) -> (f32, String) {
-    let (a, b) = (SafetensorsFile::open(a).unwrap(), SafetensorsFile::open(b).unwrap());
-    assert!(a.names().count() > 10 && a.names().eq(b.names()), "the files hold other tensors");
-    let mut worst = (0.0f32, String::new());
-    for name in a.names() {
-        let (x, y) = (a.get(name).unwrap(), b.get(name).unwrap());
-        let (Ok(x), Ok(y)) = (x.f32s(), y.f32s()) else {
-            assert_eq!(x.data::<i64>().unwrap(), y.data::<i64>().unwrap(), "{name}");
-            continue;
-        };
-        let largest = y.iter().fold(0.0f32, |m, v| m.max(v.abs())).max(1e-3);
-        let off = x
-            .iter()
-            .zip(y)
-            .fold(0.0f32, |m, (x, y)| if (x - y).is_finite() { m.max((x - y).abs()) } else { f32::INFINITY });
-        if off / largest > worst.0 {
-            worst = (off / largest, name.to_string());
         }
     }
     worst

@@ -3,6 +3,8 @@
 
 #[path = "common/gpu.rs"]
 mod gpu;
+#[path = "common/runs.rs"]
+mod runs;
 #[path = "common/tiny.rs"]
 mod tiny;
 
@@ -10,21 +12,15 @@ use dtk::distill::{Distiller, Student, Teacher};
 use dtk::error::Error;
 use dtk::gpu::{DeviceInfo, Gpu};
 use dtk::recipe::Recipe;
-use dtk::tensor::SafetensorsFile;
 use dtk::train::{
     DevicePlan, DeviceStep, Observer, Options, Resume, StepReport, Summary, Trainer, fill_backbone,
     fill_teacher, plan_device,
 };
-use std::path::{Path, PathBuf};
+use runs::{folders, turn};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tiny::{assert_same_end, checkpoint, recipe};
-
-/// One test at a time: the simulator's report is of the whole process.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Keeps the reports and asks for a stop after a step.
 #[derive(Default)]
@@ -64,12 +60,6 @@ fn whole(r: Recipe, out: &Path, device: Option<&Gpu>) -> Vec<StepReport> {
     reports
 }
 
-fn folders() -> (tempfile::TempDir, [PathBuf; 3]) {
-    let dir = tempfile::tempdir().unwrap();
-    let paths = ["a", "b", "c"].map(|n| dir.path().join(n));
-    (dir, paths)
-}
-
 /// Largest relative difference of losses, levels included.
 fn difference(a: &[StepReport], b: &[StepReport]) -> f32 {
     assert!(!a.is_empty() && a.len() == b.len(), "{} and {} reports", a.len(), b.len());
@@ -86,29 +76,10 @@ fn difference(a: &[StepReport], b: &[StepReport]) -> f32 {
         .fold(0.0, f32::max)
 }
 
-/// Largest difference of the backbones of two runs, by the largest magnitude of each tensor, and where it is.
+/// [`runs::distance`] of the backbones of two runs.
 fn distance(a: &Path, b: &Path) -> (f32, String) {
-    let open = |p: &Path| SafetensorsFile::open(p.join("backbone.safetensors")).unwrap();
-    let (a, b) = (open(a), open(b));
-    assert!(a.names().count() > 10 && a.names().eq(b.names()), "the backbones hold other tensors");
-    let mut worst = (0.0f32, String::new());
-    for name in a.names() {
-        let (x, y) = (a.get(name).unwrap(), b.get(name).unwrap());
-        let Ok(x) = x.f32s() else {
-            assert_eq!(x.data::<i64>().unwrap(), y.data::<i64>().unwrap(), "{name}");
-            continue;
-        };
-        let y = y.f32s().unwrap();
-        let largest = y.iter().fold(0.0f32, |m, v| m.max(v.abs())).max(1e-3);
-        let off = x
-            .iter()
-            .zip(y)
-            .fold(0.0f32, |m, (x, y)| if (x - y).is_finite() { m.max((x - y).abs()) } else { f32::INFINITY });
-        if off / largest > worst.0 {
-            worst = (off / largest, name.to_string());
-        }
-    }
-    worst
+    let [a, b] = [a, b].map(|run| run.join("backbone.safetensors"));
+    runs::distance(&a, &b)
 }
 
 /// Losses and weights of a recipe on the device, in f32, against those of the CPU.
